@@ -1,0 +1,30 @@
+"""The kernel: a Hugging Face causal LM as an instrument. Load · sites · capture · edit · generate · score."""
+
+from inscape.models.capture import Activations, NonFiniteError
+from inscape.models.discovery import ModelCheckError
+from inscape.models.edit import Edit, EditError, ablate, add, project, scale, set_
+from inscape.models.families import FAMILIES, Family
+from inscape.models.lm import LM, load
+from inscape.models.score import Scores
+from inscape.models.sites import SITES
+from inscape.models.tokens import Window
+
+__all__ = [
+    "FAMILIES",
+    "LM",
+    "SITES",
+    "Activations",
+    "Edit",
+    "EditError",
+    "Family",
+    "ModelCheckError",
+    "NonFiniteError",
+    "Scores",
+    "Window",
+    "ablate",
+    "add",
+    "load",
+    "project",
+    "scale",
+    "set_",
+]

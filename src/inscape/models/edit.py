@@ -1,0 +1,252 @@
+"""Edits of activations: add, set, scale, project, ablate. Out of place, on the rows asked for, and counted.
+
+An :class:`Edit` names a site, a layer, tokens and a rule ``x → f(x)``. It follows ``x.device`` and ``x.dtype`` (half
+precision is edited in float32 and rounded once). It changes exactly the asked rows: all others keep their bits. Every
+forward pass counts its firings and the rows that it reached; an edit that fired never, or not once per forward pass, or
+missed a row raises :class:`EditError`, because a steering result without its steering looks like a finding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from inscape.errors import InputError
+from inscape.models.hooks import Scope, Tap
+from inscape.models.sites import LAYERLESS, Sites, parse_site
+from inscape.models.tokens import Batch, Encoded, Mention, Tokens, positions
+
+Kind = Literal["add", "set", "scale", "project", "ablate"]
+When = Literal["prompt", "decode", "always"]
+
+
+class EditError(RuntimeError):
+    """An edit did not act as asked: the run's result must not be used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One edit. Build it with :func:`add`, :func:`set_`, :func:`scale`, :func:`project` or :func:`ablate`.
+
+    Attributes:
+        site: a site name (or a TransformerLens name, which also gives the layer).
+        layer: the layer, None for ``embed`` and ``logits``.
+        tokens: which tokens of the prompt, as in ``capture``; not used for ``when="decode"``.
+        kind: the rule.
+        vector: float tensor of the site's feature shape ``[*feature]``, or one per prompt ``[prompt, *feature]``, or one
+            per prompt and token ``[prompt, token, *feature]``; for ``project`` an orthonormal basis ``[r, d]``.
+        strength: a number, or one per prompt ``[prompt]``.
+        when: ``"prompt"`` = the prompt's tokens only; ``"decode"`` = every token fed back while generating;
+            ``"always"`` = both.
+        head: for ``q, k, v, z``: one head, or None for all of them.
+    """
+
+    site: str
+    layer: int | None
+    tokens: Tokens
+    kind: Kind
+    vector: Tensor | None = None
+    strength: float | Tensor = 1.0
+    when: When = "prompt"
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        site, layer = parse_site(self.site)
+        if layer is not None and self.layer is not None and layer != self.layer:
+            raise InputError(f"edit: site {self.site!r} names layer {layer}, but layer={self.layer}")
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "layer", layer if layer is not None else self.layer)
+        if site not in LAYERLESS and self.layer is None:
+            raise InputError(f"edit: site {site!r} needs a layer")
+        if self.head is not None and site not in ("q", "k", "v", "z"):
+            raise InputError(f"edit: site {site!r} has no heads")
+        for name, value in (("vector", self.vector), ("strength", self.strength)):
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                raise InputError(f"edit of {site}: the {name} holds NaN or Inf")
+
+
+def add(
+    site: str, layer: int | None, vector: Tensor, *, tokens: Tokens = "all", strength: float | Tensor = 1.0,
+    when: When = "prompt", head: int | None = None,
+) -> Edit:  # fmt: skip
+    """``x → x + strength · vector``: move along a direction at a dose."""
+    return Edit(site, layer, tokens, "add", vector, strength, when, head)
+
+
+def set_(
+    site: str, layer: int | None, vector: Tensor, *, tokens: Tokens = "all", strength: float | Tensor = 1.0,
+    when: When = "prompt", head: int | None = None,
+) -> Edit:  # fmt: skip
+    """``x → vector`` at strength 1 (activation patching); in between at a strength between 0 and 1."""
+    return Edit(site, layer, tokens, "set", vector, strength, when, head)
+
+
+def scale(
+    site: str, layer: int | None, strength: float | Tensor, *, tokens: Tokens = "all", when: When = "prompt",
+    head: int | None = None,
+) -> Edit:  # fmt: skip
+    """``x → strength · x``."""
+    return Edit(site, layer, tokens, "scale", None, strength, when, head)
+
+
+def project(
+    site: str, layer: int | None, directions: Tensor, *, tokens: Tokens = "all", strength: float | Tensor = 1.0,
+    when: When = "prompt", head: int | None = None,
+) -> Edit:  # fmt: skip
+    """``x → x - strength · P x`` with P the projection on the span of ``directions`` ``[d]`` or ``[r, d]``."""
+    directions = torch.atleast_2d(directions).float()
+    basis, r = torch.linalg.qr(directions.T)
+    if directions.shape[0] > directions.shape[1] or (r.diagonal().abs() <= 1e-6 * r.abs().max()).any():
+        raise InputError(f"project: the {directions.shape[0]} directions are linearly dependent")
+    return Edit(site, layer, tokens, "project", basis.T.contiguous(), strength, when, head)
+
+
+def ablate(
+    site: str, layer: int | None, *, mean: Tensor | None = None, tokens: Tokens = "all", when: When = "prompt",
+    head: int | None = None,
+) -> Edit:  # fmt: skip
+    """``x → 0``, or → ``mean`` (mean ablation)."""
+    return Edit(site, layer, tokens, "ablate", mean, 1.0, when, head)
+
+
+def edit_taps(
+    edits: Sequence[Edit],
+    sites: Sites,
+    prompts: Sequence[Encoded],
+    mentions: Sequence[Mention] | None,
+    occurrence: int | None = None,
+) -> Callable[[Batch], list[Tap]]:
+    """A function that gives the taps of ``edits`` for a batch; positions are resolved once, for all prompts."""
+    resolved = []
+    for edit in edits:
+        edit = _checked(edit, len(prompts))
+        at = [[] for _ in prompts] if edit.when == "decode" else positions(prompts, edit.tokens, mentions, occurrence)
+        resolved.append((edit, sites.tap(edit.site, edit.layer), at))
+
+    def for_batch(batch: Batch) -> list[Tap]:
+        return [Tap(point, _EditFunction(edit, batch, at)) for edit, point, at in resolved]
+
+    return for_batch
+
+
+def _checked(edit: Edit, prompts: int) -> Edit:
+    if isinstance(edit.strength, Tensor):
+        if edit.strength.ndim == 0:
+            return replace(edit, strength=float(edit.strength))
+        if edit.strength.shape != (prompts,):
+            raise InputError(
+                f"edit of {edit.site}: strength has shape {tuple(edit.strength.shape)}, expected ({prompts},): one per prompt"
+            )
+    return edit
+
+
+class _EditFunction:
+    """An edit, bound to one batch: which rows and columns it touches, and with what."""
+
+    def __init__(self, edit: Edit, batch: Batch, at: Sequence[Sequence[int]]) -> None:
+        self.edit = edit
+        self.batch = batch
+        hits = [(row, p + batch.shift[row], i, j) for row, i in enumerate(batch.index) for j, p in enumerate(at[i])]
+        self.rows, self.columns, self.prompt, self.nth = (
+            torch.tensor([h[k] for h in hits], dtype=torch.int64) for k in range(4)
+        )
+        self.reached = 0
+
+    def __call__(self, value: Tensor, scope: Scope) -> Tensor | None:
+        rows, columns, prompt, nth = self.rows, self.columns - scope.offset, self.prompt, self.nth
+        now = (columns >= 0) & (columns < value.shape[1])
+        rows, columns, prompt, nth = rows[now], columns[now], prompt[now], nth[now]
+        if self.edit.when != "prompt" and scope.forwards > 1:
+            decoded = torch.arange(max(scope.width - scope.offset, 0), value.shape[1])
+            every_row = torch.arange(scope.rows)
+            rows = torch.cat([rows, every_row.repeat_interleave(len(decoded))])
+            columns = torch.cat([columns, decoded.repeat(scope.rows)])
+            prompt = torch.cat([prompt, torch.tensor(self.batch.index).repeat_interleave(len(decoded))])
+            nth = torch.cat([nth, torch.zeros(len(decoded) * scope.rows, dtype=torch.int64)])
+        elif scope.forwards == 1:
+            self.reached = len(rows)
+        if not len(rows):
+            return None
+        rows, columns = rows.to(value.device), columns.to(value.device)
+        part = value if self.edit.head is None else value[:, :, self._head(value)]
+        new = self._rule(part[rows, columns], prompt, nth)
+        out = value.clone()
+        (out if self.edit.head is None else out[:, :, self._head(value)])[rows, columns] = new.to(value.dtype)
+        return out
+
+    def _head(self, value: Tensor) -> int:
+        head = self.edit.head
+        assert head is not None
+        if not -value.shape[2] <= head < value.shape[2]:
+            raise InputError(f"edit of {self.edit.site}: no head {head}, there are {value.shape[2]}")
+        return head
+
+    def _rule(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
+        """``f(x)`` on the touched rows ``[hit, *feature]``."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        strength = self.edit.strength
+        if isinstance(strength, Tensor):
+            strength = strength[prompt].to(wide).reshape(-1, *[1] * (wide.ndim - 1))
+        match self.edit.kind:
+            case "scale":
+                return wide * strength
+            case "project":
+                basis = _basis(self.edit, wide)
+                flat = wide.flatten(1)
+                return wide - strength * ((flat @ basis.T) @ basis).view_as(wide)
+            case "ablate":
+                mean = self.edit.vector
+                return torch.zeros_like(wide) if mean is None else self._vectors(wide, prompt, nth)
+            case "add":
+                return wide + strength * self._vectors(wide, prompt, nth)
+            case "set":
+                vectors = self._vectors(wide, prompt, nth)
+                if isinstance(strength, Tensor):
+                    return torch.where(strength == 1, vectors, wide + strength * (vectors - wide))
+                return vectors if strength == 1 else wide + strength * (vectors - wide)
+
+    def _vectors(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
+        vector = self.edit.vector
+        assert vector is not None
+        feature = x.shape[1:]
+        per_prompt = max(self.batch.index) < vector.shape[0] if vector.ndim > len(feature) else True
+        if vector.shape == feature:
+            chosen = vector
+        elif vector.ndim == len(feature) + 1 and vector.shape[1:] == feature and per_prompt:
+            chosen = vector[prompt.to(vector.device)]
+        elif vector.ndim == len(feature) + 2 and vector.shape[2:] == feature and per_prompt:
+            if int(nth.max()) >= vector.shape[1]:
+                raise InputError(
+                    f"edit of {self.edit.site}: vectors for {vector.shape[1]} tokens, but a prompt has {int(nth.max()) + 1}"
+                )
+            chosen = vector[prompt.to(vector.device), nth.to(vector.device)]
+        else:
+            raise InputError(
+                f"edit of {self.edit.site}: vector has shape {tuple(vector.shape)}; expected {tuple(feature)}, "
+                f"or that with a first axis per prompt, or per prompt and token"
+            )
+        return chosen.to(device=x.device, dtype=x.dtype)
+
+
+def _basis(edit: Edit, x: Tensor) -> Tensor:
+    assert edit.vector is not None
+    width = x[0].numel()
+    if edit.vector.shape[-1] != width:
+        raise InputError(f"edit of {edit.site}: directions have {edit.vector.shape[-1]} features, the site has {width}")
+    return edit.vector.to(device=x.device, dtype=x.dtype)
+
+
+def check_fired(taps: Sequence[Tap], scope: Scope) -> None:
+    """Raise :class:`EditError` unless every edit fired once per forward pass and reached every row asked for."""
+    for tap in taps:
+        function = tap.function
+        if not isinstance(function, _EditFunction):
+            continue
+        if tap.fired != scope.forwards or scope.forwards == 0:
+            raise EditError(f"the edit of {tap.point} fired {tap.fired} times in {scope.forwards} forward passes")
+        if function.edit.when != "decode" and function.reached != len(function.rows):
+            raise EditError(
+                f"the edit of {tap.point} reached {function.reached} of {len(function.rows)} token positions asked for"
+            )

@@ -1,0 +1,336 @@
+"""A language model as an instrument: :func:`load` it, then read, write and run it.
+
+::
+
+    lm = inscape.load("path/or/hub-id")
+    acts = lm.capture(prompts, site="resid_post", layers=[3, 4], tokens="mention_last", mentions=names)
+    lm.generate(prompts, edits=[inscape.add("resid_post", 4, direction, strength=8.0)])
+
+``lm.model`` stays the user's Hugging Face module: nothing is re-implemented, renamed or converted, and after every call it
+is the same, bit for bit. Tensors in and out are plain; mix them with any other library.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from inscape.errors import InputError
+from inscape.models.capture import Activations, Collector, tap_points
+from inscape.models.check import self_check
+from inscape.models.discovery import blocks_at, find_blocks, probe_ids
+from inscape.models.edit import Edit, edit_taps
+from inscape.models.families import FAMILIES
+from inscape.models.forward import run
+from inscape.models.generate import generate_ids
+from inscape.models.load import load_parts, tokenizer_hash
+from inscape.models.score import Scorer, Scores, join
+from inscape.models.sites import Sites
+from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long
+
+Progress = Callable[[Iterator[Batch], int], Iterator[Batch]]
+"""``progress(batches, total)`` gives the batches back, showing them pass."""
+
+
+def load(
+    source: str | Path | nn.Module,
+    tokenizer: Any = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    blocks: str | None = None,
+    check: bool = True,
+) -> "LM":
+    """A causal LM from a folder, a hub id, or a module that is already there.
+
+    Args:
+        source: path, hub id, or a transformers causal LM.
+        tokenizer: overrides the folder's; with a module, the tokenizer to use (None: prompts must be token ids).
+        dtype: weights' dtype; the checkpoint's own by default.
+        device, device_map: as in transformers; at most one of the two.
+        attn_implementation: the attention kernel, as in transformers.
+        revision: hub revision.
+        blocks: dotted path of the list of blocks, if discovery should not look for it.
+        check: run the self-check (a few tokens) that proves the hook points on this model.
+
+    Raises:
+        InputError: what was wrong with the folder, the weights or the model.
+    """
+    if device is not None and device_map is not None:
+        raise InputError("load: give device or device_map, not both")
+    record: dict[str, Any] = {}
+    if isinstance(source, nn.Module):
+        model = source
+        if device is not None:
+            model.to(device)
+        if model.training:
+            raise InputError(
+                "the model is in training mode (dropout would change every number): call model.eval() first"
+            )
+        record["model"] = type(model).__name__
+    else:
+        model, found, record = load_parts(
+            source, dtype=dtype, device=device, device_map=device_map, attn_implementation=attn_implementation,
+            revision=revision, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        tokenizer = tokenizer if tokenizer is not None else found
+    return LM(model, tokenizer, record=record, blocks=blocks, check=check)
+
+
+class LM:
+    """A causal LM with its tokenizer and its proven hook points. Build it with :func:`load`.
+
+    Attributes:
+        model: the Hugging Face module.
+        tokenizer: its tokenizer, or None.
+        sites: the tap points of this model.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, record: dict[str, Any], blocks: str | None = None, check: bool = True
+    ) -> None:
+        config = getattr(model, "config", None)
+        if config is None or not hasattr(model, "get_input_embeddings"):
+            raise InputError(f"expected a transformers causal LM, found {type(model).__name__}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config.get_text_config()
+        ids = probe_ids(self.config.vocab_size, self.device)
+        found = blocks_at(model, blocks) if blocks is not None else find_blocks(model, ids, self.config.hidden_size)
+        self.sites = Sites(model, list(found), FAMILIES.get(self.config.model_type), self.config)
+        if check:
+            self_check(self.sites, ids)
+        self._record = record
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.sites.blocks)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit, None if the positions have no end (ALiBi without a table)."""
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(value := getattr(self.config, name, None), int):
+                return value
+        return None
+
+    @property
+    def pad_id(self) -> int:
+        for name in ("pad_token_id", "eos_token_id"):
+            if isinstance(value := getattr(self.tokenizer, name, None), int):
+                return value
+        return 0
+
+    def record(self) -> dict[str, Any]:
+        """What a result must say about its model: source, hashes, dtype, attention kernel, BOS rule, versions."""
+        bos = None
+        if self.tokenizer is not None:
+            ids = self.tokenizer("a")["input_ids"]
+            bos = bool(ids) and ids[0] == self.tokenizer.bos_token_id
+        return {
+            **self._record,
+            "model_type": self.config.model_type,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": getattr(self.model.config, "_attn_implementation", None),
+            "tokenizer_sha256": tokenizer_hash(self.tokenizer),
+            "adds_bos": bos,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    # -- positions -------------------------------------------------------------------------------------------------
+
+    def positions(
+        self,
+        prompts: Sequence[Prompt],
+        tokens: Tokens,
+        *,
+        mentions: Sequence[Mention] | None = None,
+        occurrence: int | None = None,
+        bos: bool | None = None,
+    ) -> list[list[int]]:
+        """Token indices (from 0, unpadded, BOS included) that ``tokens`` names in each prompt."""
+        return positions(self._encode(prompts, bos), tokens, mentions, occurrence)
+
+    def _encode(
+        self, prompts: Sequence[Prompt], bos: bool | None, new_tokens: int = 0, offsets: bool = True
+    ) -> list[Encoded]:
+        if self.model.training:
+            raise InputError(
+                "the model is in training mode (dropout would change every number): call model.eval() first"
+            )
+        fast = self.tokenizer is not None and self.tokenizer.is_fast
+        encoded = encode(self.tokenizer, prompts, bos=bos, offsets=offsets and fast)
+        refuse_too_long(encoded, self.context, new_tokens)
+        vocab = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+        for number, one in enumerate(encoded):
+            if max(one.ids) >= vocab or min(one.ids) < 0:
+                raise InputError(f"prompt {number}: token id {max(one.ids)} is not in the model's {vocab} embeddings")
+        return encoded
+
+    # -- read ------------------------------------------------------------------------------------------------------
+
+    def capture(
+        self,
+        prompts: Sequence[Prompt],
+        site: str = "resid_post",
+        layers: int | Sequence[int] | None = None,
+        tokens: Tokens = "last",
+        *,
+        mentions: Sequence[Mention] | None = None,
+        occurrence: int | None = None,
+        edits: Sequence[Edit] = (),
+        bos: bool | None = None,
+        batch_size: int = 64,
+        padding_side: str = "left",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> Activations:
+        """Activations at one site: rows are tokens of prompts, see :class:`Activations`."""
+        many = self.capture_sites(
+            prompts, [site], layers, tokens, mentions=mentions, occurrence=occurrence, edits=edits, bos=bos,
+            batch_size=batch_size, padding_side=padding_side, device=device, dtype=dtype, progress=progress,
+        )  # fmt: skip
+        return next(iter(many.values()))
+
+    def capture_sites(
+        self,
+        prompts: Sequence[Prompt],
+        sites: Sequence[str],
+        layers: int | Sequence[int] | None = None,
+        tokens: Tokens = "last",
+        *,
+        mentions: Sequence[Mention] | None = None,
+        occurrence: int | None = None,
+        edits: Sequence[Edit] = (),
+        bos: bool | None = None,
+        batch_size: int = 64,
+        padding_side: str = "left",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Activations]:
+        """Activations at several sites in one pass, by site name. A capture sees the values after the edits.
+
+        Raises:
+            InputError: an unknown site or layer, a site that this family doesn't have, a prompt that is empty, too long
+                or without the mention, NaN or Inf (:class:`NonFiniteError`).
+        """
+        points = tap_points(self.sites, sites, layers)
+        encoded = self._encode(prompts, bos)
+        at = positions(encoded, tokens, mentions, occurrence)
+        if not any(at):
+            raise InputError("capture: no prompts, or no tokens asked for")
+        collector = Collector(points, at, device, dtype)
+        edit_taps_of = edit_taps(edits, self.sites, encoded, mentions, occurrence)
+        kept: Callable[[Batch], Tensor | None] | None = None
+        if "logits" in points:
+            kept = (lambda batch: None) if any(e.site == "logits" for e in edits) else collector.columns
+        run(
+            self.model, encoded, lambda batch: (edit_taps_of(batch), collector.taps(batch)), batch_size=batch_size,
+            pad_id=self.pad_id, padding_side=padding_side, logits_at=kept, progress=progress,
+        )  # fmt: skip
+        return collector.results()
+
+    def logits(self, prompts: Sequence[Prompt], *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
+        """Next-token logits ``[prompt, vocab]``; options as in :meth:`capture`."""
+        return self.capture(prompts, "logits", edits=edits, **options).at()
+
+    # -- run -------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 16,
+        edits: Sequence[Edit] = (),
+        mentions: Sequence[Mention] | None = None,
+        occurrence: int | None = None,
+        bos: bool | None = None,
+        batch_size: int = 64,
+        use_cache: bool = True,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Continuations as text (without the prompt), greedy unless options of ``GenerationConfig`` say otherwise."""
+        if self.tokenizer is None:
+            raise InputError("generate gives text, but the model was loaded without a tokenizer")
+        if any(edit.site == "logits" for edit in edits):
+            raise InputError("generate: edits of 'logits' are not taken (use a LogitsProcessor of transformers)")
+        encoded = self._encode(prompts, bos, new_tokens=max_new_tokens)
+        ids = generate_ids(
+            self.model, encoded, edit_taps(edits, self.sites, encoded, mentions, occurrence),
+            max_new_tokens=max_new_tokens, batch_size=batch_size, pad_id=self.pad_id, use_cache=use_cache,
+            options=options, progress=progress,
+        )  # fmt: skip
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        *,
+        edits: Sequence[Edit] = (),
+        mentions: Sequence[Mention] | None = None,
+        occurrence: int | None = None,
+        bos: bool | None = None,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Log-probability of each continuation after its prompt. Prompt and continuation are tokenised as one text."""
+        if len(prompts) != len(continuations):
+            raise InputError(f"score: {len(prompts)} prompts, but {len(continuations)} continuations")
+        if not all(isinstance(p, str) for p in prompts):
+            raise InputError("score: prompts must be texts")
+        whole = self._encode([p + c for p, c in zip(prompts, continuations, strict=True)], bos)
+        if any(one.offsets is None for one in whole):
+            raise InputError("score needs a fast tokenizer (character offsets)")
+        starts = [
+            join(self.tokenizer, Encoded(p, (), None), one, n)
+            for n, (p, one) in enumerate(zip(prompts, whole, strict=True))
+        ]
+        scorer = Scorer(whole, starts)
+        point = self.sites.tap("logits", None)
+        taps_of = edit_taps(edits, self.sites, whole, mentions, occurrence)
+        whole_logits = any(e.site == "logits" for e in edits)
+        run(
+            self.model, whole, lambda batch: (taps_of(batch), [scorer.tap(batch, point)]), batch_size=batch_size,
+            pad_id=self.pad_id, logits_at=(lambda batch: None) if whole_logits else scorer.columns, progress=progress,
+        )  # fmt: skip
+        return scorer.results()
+
+    def __repr__(self) -> str:
+        return (
+            f"LM({self._record.get('model')}: {self.config.model_type}, {self.n_layers} layers × {self.d_model}, "
+            f"{str(self.dtype).removeprefix('torch.')}; sites: {', '.join(self.sites.available())})"
+        )
+
+
+__all__ = ["LM", "load"]

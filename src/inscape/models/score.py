@@ -1,0 +1,96 @@
+"""Scoring: log-probabilities of continuations under a model, edited or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inscape.errors import InputError
+from inscape.models.hooks import Scope, Tap
+from inscape.models.sites import TapPoint
+from inscape.models.tokens import Batch, Encoded
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-probabilities (natural log) of continuations.
+
+    Attributes:
+        total: float32 ``[pair]``, summed over the continuation's tokens.
+        tokens: int64 ``[pair]``, how many they are.
+        each: per pair, float32 ``[token]``.
+        greedy: bool ``[pair]``, whether every token of the continuation was the model's first choice.
+    """
+
+    total: Tensor
+    tokens: Tensor
+    each: list[Tensor]
+    greedy: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """float32 ``[pair]``: per token; ``exp(-mean)`` is the perplexity."""
+        return self.total / self.tokens
+
+
+def join(tokenizer: Any, prompt: Encoded, whole: Encoded, number: int) -> int:
+    """Where the continuation begins in ``whole`` = prompt + continuation, encoded as one text.
+
+    A token belongs to the continuation if it reaches beyond the prompt's last character: a token that merges both sides
+    is scored, never dropped. Tokenising the two apart would score a sequence that the model was not trained to see.
+    """
+    assert whole.offsets is not None
+    assert prompt.text is not None
+    boundary = len(prompt.text)
+    start = next((i for i, (a, b) in enumerate(whole.offsets) if b > boundary and b > a), None)
+    if start is None:
+        raise InputError(f"score: continuation {number} has no tokens")
+    if start == 0:
+        raise InputError(f"score: pair {number} leaves no token to condition on (empty prompt and no BOS)")
+    return start
+
+
+class Scorer:
+    """Gathers log-probabilities of each sequence's tokens from ``start`` on, batch by batch."""
+
+    def __init__(self, sequences: Sequence[Encoded], starts: Sequence[int]) -> None:
+        self.sequences = sequences
+        self.starts = starts
+        self.each: list[Tensor] = [torch.empty(0)] * len(sequences)
+        self.greedy = torch.zeros(len(sequences), dtype=torch.bool)
+
+    def columns(self, batch: Batch) -> Tensor:
+        """The padded columns whose logits are read: one before each scored token."""
+        wanted = {
+            batch.shift[row] + t - 1
+            for row, i in enumerate(batch.index)
+            for t in range(self.starts[i], len(self.sequences[i].ids))
+        }
+        return torch.tensor(sorted(wanted), dtype=torch.int64)
+
+    def tap(self, batch: Batch, point: TapPoint) -> Tap:
+        kept = self.columns(batch)
+
+        def look(logits_BTV: Tensor, scope: Scope) -> None:
+            narrow = logits_BTV.shape[1] != batch.ids.shape[1]
+            if narrow and logits_BTV.shape[1] != len(kept):
+                raise InputError(f"asked the model for logits at {len(kept)} tokens, it gave {logits_BTV.shape[1]}")
+            for row, i in enumerate(batch.index):
+                ids = self.sequences[i].ids
+                at = torch.arange(self.starts[i], len(ids)) + batch.shift[row] - 1
+                rows_TV = logits_BTV[row, torch.searchsorted(kept, at) if narrow else at].float()
+                target = torch.tensor(ids[self.starts[i] :], device=rows_TV.device)
+                logp = rows_TV.log_softmax(-1).gather(1, target[:, None])[:, 0]
+                self.each[i] = logp.cpu()
+                self.greedy[i] = bool((rows_TV.argmax(-1) == target).all())
+
+        return Tap(point, look)
+
+    def results(self) -> Scores:
+        total = torch.stack([e.sum() for e in self.each]) if self.each else torch.empty(0)
+        if not torch.isfinite(total).all():
+            bad = [i for i, t in enumerate(total) if not torch.isfinite(t)]
+            raise InputError(f"score: the log-probability of pair {bad[0]} is not finite ({len(bad)} of {len(total)})")
+        return Scores(total, torch.tensor([len(e) for e in self.each]), self.each, self.greedy)
