@@ -80,8 +80,12 @@ class Collector:
     """Collects the asked rows of all tap points over all batches."""
 
     def __init__(
-        self, points: dict[str, list[TapPoint]], at: Sequence[Sequence[int]], device: torch.device | str, dtype: torch.dtype | None
-    ) -> None:  # fmt: skip
+        self,
+        points: dict[str, list[TapPoint]],
+        at: Sequence[Sequence[int]],
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+    ) -> None:
         self.points = points
         self.at = at
         self.device = torch.device(device)

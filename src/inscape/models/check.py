@@ -110,7 +110,7 @@ def _check_sums(seen: dict[tuple[str, int], Tensor], layers: int) -> None:
         post = seen["resid_post", layer]
         # Two roundings of sums whose size is that of the largest term.
         room = 4 * torch.finfo(post.dtype).eps * max(t.abs().max().item() for t in (*terms, post.double()))
-        off = (sum(terms) - post.double()).abs().max().item()  # type: ignore[union-attr]
+        off = (sum(terms) - post.double()).abs().max().item()
         if off > room:
             raise ModelCheckError(
                 f"resid_pre + attn_out + mlp_out differs from resid_post by {off:.3g} in layer {layer}: "

@@ -22,7 +22,7 @@ def find_blocks(model: nn.Module, ids: Tensor, d_model: int) -> nn.ModuleList:
     """Run ``model`` on ``ids`` once and pick the longest list of modules whose outputs are ``[batch, token, d_model]``."""
     candidates = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
     seen: dict[int, bool] = {}
-    handles = []
+    handles: list[Any] = []
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
         out = output[0] if isinstance(output, (tuple, list)) else output

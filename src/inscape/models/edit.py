@@ -137,7 +137,7 @@ def _checked(edit: Edit, prompts: int) -> Edit:
             return replace(edit, strength=float(edit.strength))
         if edit.strength.shape != (prompts,):
             raise InputError(
-                f"edit of {edit.site}: strength has shape {tuple(edit.strength.shape)}, expected ({prompts},): one per prompt"
+                f"edit of {edit.site}: strength is {tuple(edit.strength.shape)}, expected ({prompts},): one per prompt"
             )
     return edit
 

@@ -40,7 +40,7 @@ def run(
     """
     accepts = inspect.signature(model.forward).parameters
     stop = logits_at is None and may_stop_early(model)
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     if device.type == "meta":  # offloaded by accelerate, whose hooks bring the inputs to where the weights go
         device = torch.device("cpu")
     todo: Iterator[Batch] = batches(

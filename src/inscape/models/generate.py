@@ -48,7 +48,7 @@ def generate_ids(
             "use_cache": use_cache,
         }
     )
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     if device.type == "meta":
         device = torch.device("cpu")
     todo: Iterator[Batch] = batches(prompts, batch_size=batch_size, pad_id=pad_id, device=device)

@@ -122,7 +122,7 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
@@ -188,7 +188,7 @@ class LM:
         fast = self.tokenizer is not None and self.tokenizer.is_fast
         encoded = encode(self.tokenizer, prompts, bos=bos, offsets=offsets and fast)
         refuse_too_long(encoded, self.context, new_tokens)
-        vocab = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+        vocab = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         for number, one in enumerate(encoded):
             if max(one.ids) >= vocab or min(one.ids) < 0:
                 raise InputError(f"prompt {number}: token id {max(one.ids)} is not in the model's {vocab} embeddings")

@@ -233,15 +233,12 @@ def _at(block: nn.Module, path: str) -> nn.Module:
 
 
 def _in_features(module: nn.Module) -> int:
-    if hasattr(module, "in_features"):
-        return int(module.in_features)
-    return int(module.weight.shape[0])  # type: ignore[union-attr, index]  # transformers' Conv1D holds [in, out]
+    # transformers' Conv1D holds its weight as [in, out] and names neither.
+    return module.in_features if isinstance(module, nn.Linear) else module.get_parameter("weight").shape[0]
 
 
 def _out_features(module: nn.Module) -> int:
-    if hasattr(module, "out_features"):
-        return int(module.out_features)
-    return int(module.weight.shape[1])  # type: ignore[union-attr, index]
+    return module.out_features if isinstance(module, nn.Linear) else module.get_parameter("weight").shape[1]
 
 
 def first_tensor(value: Any) -> Tensor:

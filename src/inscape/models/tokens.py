@@ -189,13 +189,13 @@ def positions(
     )
 
 
-def _given_positions(prompts: Sequence[Encoded], tokens: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+def _given_positions(prompts: Sequence[Encoded], tokens: Sequence[Any]) -> list[list[int]]:
     if len(tokens) != len(prompts):
         raise InputError(f"tokens: expected an entry per prompt ({len(prompts)}), found {len(tokens)}")
     result = []
     for number, (prompt, given) in enumerate(zip(prompts, tokens, strict=True)):
         length = len(prompt.ids)
-        indices = [given] if isinstance(given, int) else [int(i) for i in given]
+        indices = [int(i) for i in given] if isinstance(given, Sequence) else [int(given)]
         for i in indices:
             if not -length <= i < length:
                 raise InputError(f"prompt {number} has {length} tokens: no index {i}")
