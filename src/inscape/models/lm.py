@@ -27,7 +27,7 @@ from inscape.models.families import FAMILIES
 from inscape.models.forward import run
 from inscape.models.generate import generate_ids
 from inscape.models.load import load_parts, tokenizer_hash
-from inscape.models.score import Scorer, Scores, join
+from inscape.models.score import Scorer, Scores, continuation_start
 from inscape.models.sites import Sites
 from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long
 
@@ -265,7 +265,11 @@ class LM:
 
     # -- run -------------------------------------------------------------------------------------------------------
 
-    def generate(
+    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
+        """Continuations as text, without the prompt, up to EOS; arguments as in :meth:`generate_ids`."""
+        return self.decode(self.generate_ids(prompts, **options))
+
+    def generate_ids(
         self,
         prompts: Sequence[Prompt],
         *,
@@ -278,24 +282,30 @@ class LM:
         use_cache: bool = True,
         progress: Progress | None = None,
         **options: Any,
-    ) -> list[str]:
-        """Continuations as text (without the prompt), greedy unless options of ``GenerationConfig`` say otherwise."""
-        if self.tokenizer is None:
-            raise InputError("generate gives text, but the model was loaded without a tokenizer")
+    ) -> list[list[int]]:
+        """New token ids per prompt, up to EOS and without it; greedy unless ``options`` (``GenerationConfig``) say else.
+
+        Edits of the prompt act in the pass that reads the prompt; ``when="decode"`` ones at every token fed back.
+        """
         if any(edit.site == "logits" for edit in edits):
             raise InputError("generate: edits of 'logits' are not taken (use a LogitsProcessor of transformers)")
         encoded = self._encode(prompts, bos, new_tokens=max_new_tokens)
-        ids = generate_ids(
+        return generate_ids(
             self.model, encoded, edit_taps(edits, self.sites, encoded, mentions, occurrence),
             max_new_tokens=max_new_tokens, batch_size=batch_size, pad_id=self.pad_id, use_cache=use_cache,
             options=options, progress=progress,
         )  # fmt: skip
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Token ids as text, special tokens left out, spaces as they are."""
+        if self.tokenizer is None:
+            raise InputError("text was asked for, but the model was loaded without a tokenizer")
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def score(
         self,
-        prompts: Sequence[str],
-        continuations: Sequence[str],
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
         *,
         edits: Sequence[Edit] = (),
         mentions: Sequence[Mention] | None = None,
@@ -304,17 +314,20 @@ class LM:
         batch_size: int = 64,
         progress: Progress | None = None,
     ) -> Scores:
-        """Log-probability of each continuation after its prompt. Prompt and continuation are tokenised as one text."""
+        """Log-probability of each continuation after its prompt, both texts or both token ids.
+
+        Texts are tokenised as one: a token that merges both sides is scored. Ids are put together as they are.
+        """
         if len(prompts) != len(continuations):
             raise InputError(f"score: {len(prompts)} prompts, but {len(continuations)} continuations")
-        if not all(isinstance(p, str) for p in prompts):
-            raise InputError("score: prompts must be texts")
-        whole = self._encode([p + c for p, c in zip(prompts, continuations, strict=True)], bos)
-        if any(one.offsets is None for one in whole):
-            raise InputError("score needs a fast tokenizer (character offsets)")
+        pairs = list(zip(prompts, continuations, strict=True))
+        for number, (p, c) in enumerate(pairs):
+            if isinstance(p, str) != isinstance(c, str):
+                raise InputError(f"score: pair {number} mixes text and token ids")
+        joined = [p + c if isinstance(p, str) and isinstance(c, str) else [*p, *c] for p, c in pairs]
+        whole = self._encode(joined, bos)
         starts = [
-            join(self.tokenizer, Encoded(p, (), None), one, n)
-            for n, (p, one) in enumerate(zip(prompts, whole, strict=True))
+            continuation_start(p, c, one, number) for number, ((p, c), one) in enumerate(zip(pairs, whole, strict=True))
         ]
         scorer = Scorer(whole, starts)
         point = self.sites.tap("logits", None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from inscape.errors import InputError
 from inscape.models.hooks import Scope, Tap
 from inscape.models.sites import TapPoint
-from inscape.models.tokens import Batch, Encoded
+from inscape.models.tokens import Batch, Encoded, Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +34,25 @@ class Scores:
         return self.total / self.tokens
 
 
-def join(tokenizer: Any, prompt: Encoded, whole: Encoded, number: int) -> int:
-    """Where the continuation begins in ``whole`` = prompt + continuation, encoded as one text.
+def continuation_start(prompt: Prompt, continuation: Prompt, whole: Encoded, number: int) -> int:
+    """Where the continuation begins in ``whole`` = prompt + continuation, encoded as one.
 
     A token belongs to the continuation if it reaches beyond the prompt's last character: a token that merges both sides
     is scored, never dropped. Tokenising the two apart would score a sequence that the model was not trained to see.
     """
-    assert whole.offsets is not None
-    assert prompt.text is not None
-    boundary = len(prompt.text)
-    start = next((i for i, (a, b) in enumerate(whole.offsets) if b > boundary and b > a), None)
-    if start is None:
+    if not isinstance(prompt, str):
+        start = len(whole.ids) - len(continuation)
+        found: int | None = start if len(continuation) else None
+    elif whole.offsets is None:
+        raise InputError("score of texts needs a fast tokenizer (character offsets)")
+    else:
+        boundary = len(prompt)
+        found = next((i for i, (a, b) in enumerate(whole.offsets) if b > boundary and b > a), None)
+    if found is None:
         raise InputError(f"score: continuation {number} has no tokens")
-    if start == 0:
+    if found == 0:
         raise InputError(f"score: pair {number} leaves no token to condition on (empty prompt and no BOS)")
-    return start
+    return found
 
 
 class Scorer:
