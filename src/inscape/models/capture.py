@@ -70,6 +70,8 @@ def tap_points(
             wanted = list(range(len(sites.blocks)))
         else:
             wanted = [layers] if isinstance(layers, int) else list(layers)
+        if not wanted:
+            raise InputError(f"capture: no layer of {parsed} was asked for")
         points = [sites.tap(parsed, layer) for layer in wanted]
         known = result.setdefault(parsed, [])
         known.extend(p for p in points if all(p.layer != k.layer for k in known))
@@ -109,7 +111,7 @@ class Collector:
         ]
         if not hits:
             return []
-        rows, columns, slots = torch.tensor(hits, dtype=torch.int64).T
+        rows, columns, slots = torch.tensor(hits, dtype=torch.int64).T.contiguous()
         return [
             Tap(point, self._look(point, nth, rows, columns, slots, batch))
             for points in self.points.values()

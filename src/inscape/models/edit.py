@@ -16,7 +16,7 @@ from torch import Tensor
 from inscape.errors import InputError
 from inscape.models.hooks import Scope, Tap
 from inscape.models.sites import LAYERLESS, Sites, parse_site
-from inscape.models.tokens import Batch, Encoded, Mention, Tokens, positions
+from inscape.models.tokens import Batch, Encoded, Mention, Tokens, Window, positions
 
 Kind = Literal["add", "set", "scale", "project", "ablate"]
 When = Literal["prompt", "decode", "always"]
@@ -38,8 +38,8 @@ class Edit:
         vector: float tensor of the site's feature shape ``[*feature]``, or one per prompt ``[prompt, *feature]``, or one
             per prompt and token ``[prompt, token, *feature]``; for ``project`` an orthonormal basis ``[r, d]``.
         strength: a number, or one per prompt ``[prompt]``.
-        when: ``"prompt"`` = the prompt's tokens only; ``"decode"`` = every token fed back while generating;
-            ``"always"`` = both.
+        when: ``"prompt"`` = the prompt's tokens only; ``"decode"`` = every token fed back while generating, or every
+            token of the continuation while scoring; ``"always"`` = both.
         head: for ``q, k, v, z``: one head, or None for all of them.
     """
 
@@ -62,8 +62,12 @@ class Edit:
             raise InputError(f"edit: site {site!r} needs a layer")
         if self.head is not None and site not in ("q", "k", "v", "z"):
             raise InputError(f"edit: site {site!r} has no heads")
+        if self.vector is not None and not isinstance(self.vector, Tensor):
+            object.__setattr__(self, "vector", _as_tensor(self.vector, site))
+        if self.when not in ("prompt", "decode", "always"):
+            raise InputError(f"edit of {site}: when={self.when!r}, expected 'prompt', 'decode' or 'always'")
         for name, value in (("vector", self.vector), ("strength", self.strength)):
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+            if isinstance(value, (Tensor, float)) and not torch.isfinite(torch.as_tensor(value)).all():
                 raise InputError(f"edit of {site}: the {name} holds NaN or Inf")
 
 
@@ -96,7 +100,9 @@ def project(
     when: When = "prompt", head: int | None = None,
 ) -> Edit:  # fmt: skip
     """``x → x - strength · P x`` with P the projection on the span of ``directions`` ``[d]`` or ``[r, d]``."""
-    directions = torch.atleast_2d(directions).float()
+    directions = torch.atleast_2d(torch.as_tensor(directions)).float()
+    if directions.ndim != 2 or not torch.isfinite(directions).all():
+        raise InputError(f"project: expected finite directions [d] or [r, d], found {tuple(directions.shape)}")
     basis, r = torch.linalg.qr(directions.T)
     if directions.shape[0] > directions.shape[1] or (r.diagonal().abs() <= 1e-6 * r.abs().max()).any():
         raise InputError(f"project: the {directions.shape[0]} directions are linearly dependent")
@@ -117,18 +123,46 @@ def edit_taps(
     prompts: Sequence[Encoded],
     mentions: Sequence[Mention] | None,
     occurrence: int | None = None,
+    decoded: Sequence[Sequence[int]] | None = None,
 ) -> Callable[[Batch], list[Tap]]:
-    """A function that gives the taps of ``edits`` for a batch; positions are resolved once, for all prompts."""
+    """A function that gives the taps of ``edits`` for a batch; positions are resolved once, for all prompts.
+
+    ``decoded``: for each prompt, positions of tokens beyond it that are already known (scoring); ``when="decode"`` and
+    ``"always"`` act there as they do on the tokens fed back while generating. None: there are no such tokens.
+    """
     resolved = []
     for edit in edits:
         edit = _checked(edit, len(prompts))
-        at = [[] for _ in prompts] if edit.when == "decode" else positions(prompts, edit.tokens, mentions, occurrence)
-        resolved.append((edit, sites.tap(edit.site, edit.layer), at))
+        at = [[] for _ in prompts] if edit.when == "decode" else _prompt_positions(edit, prompts, mentions, occurrence)
+        hits = [[(position, nth) for nth, position in enumerate(one)] for one in at]
+        if edit.when != "prompt" and decoded is not None:
+            hits = [[*one, *((position, 0) for position in more)] for one, more in zip(hits, decoded, strict=True)]
+        resolved.append((edit, sites.tap(edit.site, edit.layer), hits))
 
     def for_batch(batch: Batch) -> list[Tap]:
         return [Tap(point, _EditFunction(edit, batch, at)) for edit, point, at in resolved]
 
     return for_batch
+
+
+def _prompt_positions(
+    edit: Edit, prompts: Sequence[Encoded], mentions: Sequence[Mention] | None, occurrence: int | None
+) -> list[list[int]]:
+    at = positions(prompts, edit.tokens, mentions, occurrence)
+    for number, one in enumerate(at):
+        if len(set(one)) != len(one):
+            raise InputError(f"edit of {edit.site}: prompt {number} names a token twice ({one})")
+        # An empty list for one prompt is a choice; a window that fell off the prompt is not.
+        if not one and (isinstance(edit.tokens, (str, Window)) or not any(at)):
+            raise InputError(f"edit of {edit.site}: tokens={edit.tokens!r} names no token of prompt {number}")
+    return at
+
+
+def _as_tensor(vector: object, site: str) -> Tensor:
+    try:
+        return torch.as_tensor(vector)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"edit of {site}: the vector is a {type(vector).__name__}, expected numbers") from error
 
 
 def _checked(edit: Edit, prompts: int) -> Edit:
@@ -145,10 +179,11 @@ def _checked(edit: Edit, prompts: int) -> Edit:
 class _EditFunction:
     """An edit, bound to one batch: which rows and columns it touches, and with what."""
 
-    def __init__(self, edit: Edit, batch: Batch, at: Sequence[Sequence[int]]) -> None:
+    def __init__(self, edit: Edit, batch: Batch, at: Sequence[Sequence[tuple[int, int]]]) -> None:
         self.edit = edit
         self.batch = batch
-        hits = [(row, p + batch.shift[row], i, j) for row, i in enumerate(batch.index) for j, p in enumerate(at[i])]
+        self.prompts = len(at)
+        hits = [(row, p + batch.shift[row], i, nth) for row, i in enumerate(batch.index) for p, nth in at[i]]
         self.rows, self.columns, self.prompt, self.nth = (
             torch.tensor([h[k] for h in hits], dtype=torch.int64) for k in range(4)
         )
@@ -211,7 +246,7 @@ class _EditFunction:
         vector = self.edit.vector
         assert vector is not None
         feature = x.shape[1:]
-        per_prompt = max(self.batch.index) < vector.shape[0] if vector.ndim > len(feature) else True
+        per_prompt = vector.ndim > len(feature) and vector.shape[0] == self.prompts
         if vector.shape == feature:
             chosen = vector
         elif vector.ndim == len(feature) + 1 and vector.shape[1:] == feature and per_prompt:
@@ -225,7 +260,7 @@ class _EditFunction:
         else:
             raise InputError(
                 f"edit of {self.edit.site}: vector has shape {tuple(vector.shape)}; expected {tuple(feature)}, "
-                f"or that with a first axis per prompt, or per prompt and token"
+                f"or that with a first axis per prompt ({self.prompts}), or per prompt and token"
             )
         return chosen.to(device=x.device, dtype=x.dtype)
 

@@ -44,6 +44,8 @@ class Family:
     """Whether attention and MLP read the same residual, so that there is no ``resid_mid``."""
     norm_on_stream: Callable[[Any], bool] = lambda config: False
     """Whether a norm sits on the residual stream itself (post-norm), so that parts don't sum to ``resid_post``."""
+    clip: Callable[[Any], float | None] = lambda config: None
+    """Where queries, keys and values are clipped after their projection (None: they are not)."""
 
 
 _LLAMA = Family(
@@ -121,7 +123,9 @@ FAMILIES: dict[str, Family] = {
         layout="grouped",
         parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
     ),
-    "mpt": Family(o="attn.out_proj", down="ffn.down_proj", qkv="attn.Wqkv"),
+    "mpt": Family(
+        o="attn.out_proj", down="ffn.down_proj", qkv="attn.Wqkv", clip=lambda config: config.attn_config.clip_qkv
+    ),
     "stablelm": Family(
         o="self_attn.o_proj",
         down="mlp.down_proj",

@@ -50,6 +50,8 @@ def run(
         todo = progress(todo, -(-len(prompts) // batch_size))
     for batch in todo:
         edits, looks = taps_for(batch)
+        if not looks:  # nobody looks at a token of this batch
+            continue
         if stop:
             _stop_after(looks)
         given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}

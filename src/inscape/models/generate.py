@@ -8,13 +8,37 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from inscape.errors import InputError
+from inscape.models.capture import NonFiniteError
 from inscape.models.edit import check_fired
-from inscape.models.hooks import Tap, attached
+from inscape.models.hooks import Scope, Tap, attached
+from inscape.models.sites import TapPoint
 from inscape.models.tokens import Batch, Encoded, batches
+
+# transformers fills every option that is None from the model's own generation_config: these are given, so that it can't.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "min_length": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "guidance_scale": 1.0,
+    "renormalize_logits": False,
+    # Of use only while sampling, and then those of the library, not of the folder.
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "min_p": 0.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
 
 
 def generate_ids(
@@ -31,12 +55,20 @@ def generate_ids(
 ) -> list[list[int]]:
     """New token ids for each prompt, up to and without EOS. Greedy unless ``options`` say otherwise.
 
-    ``options`` are fields of transformers' ``GenerationConfig``; an unknown one is refused.
+    ``options`` are fields of transformers' ``GenerationConfig``; an unknown one is refused. What is not given has the
+    library's own default: a ``generation_config.json`` beside the model (a temperature, a repetition penalty) does not
+    act unasked, except for its EOS tokens and its lists of tokens to forbid or force.
     """
-    settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, **(options or {})}
+    if max_new_tokens < 1:
+        raise InputError(f"generate: max_new_tokens={max_new_tokens}, expected at least 1")
     known = GenerationConfig()
-    if unknown := [name for name in settings if not hasattr(known, name)]:
+    given = options or {}
+    if unknown := [name for name in given if name not in vars(known) or name.startswith("_")]:
         raise InputError(f"generate: unknown option {unknown[0]!r} (options are the fields of GenerationConfig)")
+    for name, only in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
+        if given.get(name, only) not in (only, None):
+            raise InputError(f"generate: {name}={given[name]!r} is not taken (one text comes back for each prompt)")
+    settings: dict[str, Any] = {**_GREEDY, **given}
     eos = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
     ends = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
     config = GenerationConfig(
@@ -57,13 +89,28 @@ def generate_ids(
     result: list[list[int]] = [[] for _ in prompts]
     for batch in todo:
         rows, width = batch.ids.shape
-        taps = taps_for(batch)
+        edits = taps_for(batch)
+        taps = [*edits, Tap(TapPoint("logits", None, model, "output"), _refuse_nan(batch))]
         with torch.no_grad(), attached(model, taps, rows=rows, width=width, cached=use_cache) as scope:
             output = model.generate(  # type: ignore[operator]
                 input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
             )
-        check_fired(taps, scope)
+        check_fired(edits, scope)
         for i, ids in zip(batch.index, output[:, width:].tolist(), strict=True):
             end = next((k for k, token in enumerate(ids) if token in ends), len(ids))
             result[i] = ids[:end]
     return result
+
+
+def _refuse_nan(batch: Batch) -> Callable[[Tensor, Scope], None]:
+    """A look at the logits: the arg max of NaN is a token like any other, and would read as the model's answer."""
+
+    def look(logits_BTV: Tensor, scope: Scope) -> None:
+        last = logits_BTV[:, -1]
+        bad = (last.isnan() | last.isposinf()).any(-1)
+        if bad.any():
+            beams = len(bad) // len(batch.index)
+            prompt = min(batch.index[row // beams] for row in bad.nonzero()[:, 0].tolist())
+            raise NonFiniteError(f"generate: the logits of prompt {prompt} are NaN or Inf")
+
+    return look

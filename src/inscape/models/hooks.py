@@ -9,6 +9,7 @@ Order on one module: taps fire in the order in which they were given, so edits c
 the edited value. Everything is out of place: the tensors of the model's own graph are never written.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,8 @@ from inscape.errors import InputError
 from inscape.models.sites import TapPoint, first_tensor
 
 _scope: ContextVar["Scope | None"] = ContextVar("inscape_scope", default=None)
+# torch numbers hooks with a counter that it reads and then raises: two threads could get the same number.
+_registering = threading.Lock()
 
 
 class StopForward(Exception):
@@ -62,30 +65,40 @@ class Scope:
 def attached(model: nn.Module, taps: Sequence[Tap], *, rows: int, width: int, cached: bool = False) -> Iterator[Scope]:
     """Taps on ``model`` for the duration of the ``with`` block; none left after it, exception or not."""
     scope = Scope(rows=rows, width=width, cached=cached)
-    handles: list[Any] = [model.register_forward_pre_hook(_count_forward(scope), with_kwargs=True)]
+    handles: list[Any] = []
     token = _scope.set(scope)
     try:
-        for tap in taps:
-            if tap.point.plus is not None:
-                handles.append(tap.point.plus.register_forward_pre_hook(_stash_input(scope), with_kwargs=True))
-            if tap.point.side == "input":
-                handles.append(tap.point.module.register_forward_pre_hook(_on_input(tap, scope), with_kwargs=True))
-            else:
-                handles.append(tap.point.module.register_forward_hook(_on_output(tap, scope)))
+        with _registering:
+            handles.append(model.register_forward_pre_hook(_count_forward(scope), with_kwargs=True))
+            for tap in taps:
+                if tap.point.side == "input":
+                    handles.append(tap.point.module.register_forward_pre_hook(_on_input(tap, scope), with_kwargs=True))
+                else:
+                    handles.append(tap.point.module.register_forward_hook(_on_output(tap, scope)))
+            # After the taps, so that what is stashed holds the edits of the block's input.
+            blocks = {id(tap.point.plus): tap.point.plus for tap in taps if tap.point.plus is not None}.values()
+            handles += [b.register_forward_pre_hook(_stash_input(scope), with_kwargs=True) for b in blocks]
         yield scope
     finally:
         _scope.reset(token)
-        for handle in handles:
-            handle.remove()
+        with _registering:
+            for handle in handles:
+                handle.remove()
 
 
 def _count_forward(scope: Scope) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _scope.get() is not scope:
+    # (kwargs has a default in every hook: torch leaves it out if the hook's owner, another thread, has just removed it.)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if _scope.get() is not scope or kwargs is None:
             return
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         scope.forwards += 1
         scope.tokens = ids.shape[1]
+        if scope.tokens != (scope.width if scope.forwards == 1 else 1) and (scope.cached or scope.forwards == 1):
+            raise InputError(
+                f"generate: forward pass {scope.forwards} read {scope.tokens} tokens; reading the prompt in parts, or "
+                "several tokens at once after it, is not taken"
+            )
         # With a key/value cache only the new token comes in; without one the whole sequence does, each time.
         scope.offset = scope.width + scope.forwards - 2 if scope.cached and scope.forwards > 1 else 0
 
@@ -93,9 +106,10 @@ def _count_forward(scope: Scope) -> Callable[..., None]:
 
 
 def _stash_input(scope: Scope) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _scope.get() is scope:
-            scope.stash[id(module)] = _block_input(args, kwargs)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if _scope.get() is scope and kwargs is not None:
+            # Of the block under way only: older ones would keep every block's input alive.
+            scope.stash = {id(module): _block_input(args, kwargs)}
 
     return hook
 
@@ -105,8 +119,8 @@ def _block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _on_input(tap: Tap, scope: Scope) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _scope.get() is not scope:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if _scope.get() is not scope or kwargs is None:
             return None
         new = _apply(tap, _block_input(args, kwargs), scope)
         if new is None:
@@ -147,6 +161,11 @@ def _apply(tap: Tap, tensor: Tensor, scope: Scope) -> Tensor | None:
     tap.fired += 1
     flattened = tensor.ndim == 2 and tap.point.site != "logits"
     x_BTF = tensor.unflatten(0, (scope.rows, -1)) if flattened else tensor
+    if x_BTF.shape[0] != scope.rows and tap.point.site != "logits":  # (beams' logits are looked at, never edited)
+        raise InputError(
+            f"{tap.point} came with {x_BTF.shape[0]} rows for {scope.rows} prompts (beams and several sequences per "
+            "prompt are not taken together with edits)"
+        )
     view, stream = tap.point.view, None
     if tap.point.plus is not None:
         stream = scope.stash[id(tap.point.plus)].to(x_BTF.device)

@@ -140,9 +140,14 @@ class LM:
     @property
     def pad_id(self) -> int:
         for name in ("pad_token_id", "eos_token_id"):
-            if isinstance(value := getattr(self.tokenizer, name, None), int):
+            # (A tokenizer may know tokens that the model has no embedding for.)
+            if isinstance(value := getattr(self.tokenizer, name, None), int) and value < self._vocab:
                 return value
         return 0
+
+    @property
+    def _vocab(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     def record(self) -> dict[str, Any]:
         """What a result must say about its model: source, hashes, dtype, attention kernel, BOS rule, versions."""
@@ -178,6 +183,10 @@ class LM:
         """Token indices (from 0, unpadded, BOS included) that ``tokens`` names in each prompt."""
         return positions(self._encode(prompts, bos), tokens, mentions, occurrence)
 
+    def token_ids(self, prompts: Sequence[Prompt], *, bos: bool | None = None) -> list[list[int]]:
+        """The ids that the model is given for each prompt."""
+        return [list(one.ids) for one in self._encode(prompts, bos, offsets=False)]
+
     def _encode(
         self, prompts: Sequence[Prompt], bos: bool | None, new_tokens: int = 0, offsets: bool = True
     ) -> list[Encoded]:
@@ -188,10 +197,10 @@ class LM:
         fast = self.tokenizer is not None and self.tokenizer.is_fast
         encoded = encode(self.tokenizer, prompts, bos=bos, offsets=offsets and fast)
         refuse_too_long(encoded, self.context, new_tokens)
-        vocab = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        vocab = self._vocab
         for number, one in enumerate(encoded):
-            if max(one.ids) >= vocab or min(one.ids) < 0:
-                raise InputError(f"prompt {number}: token id {max(one.ids)} is not in the model's {vocab} embeddings")
+            if (wrong := max(one.ids)) >= vocab or (wrong := min(one.ids)) < 0:
+                raise InputError(f"prompt {number}: token id {wrong} is not in the model's {vocab} embeddings")
         return encoded
 
     # -- read ------------------------------------------------------------------------------------------------------
@@ -249,6 +258,7 @@ class LM:
         if not any(at):
             raise InputError("capture: no prompts, or no tokens asked for")
         collector = Collector(points, at, device, dtype)
+        _refuse_decode(edits)
         edit_taps_of = edit_taps(edits, self.sites, encoded, mentions, occurrence)
         kept: Callable[[Batch], Tensor | None] | None = None
         if "logits" in points:
@@ -289,6 +299,8 @@ class LM:
         """
         if any(edit.site == "logits" for edit in edits):
             raise InputError("generate: edits of 'logits' are not taken (use a LogitsProcessor of transformers)")
+        if max_new_tokens == 1 and any(edit.when == "decode" for edit in edits):
+            raise InputError("generate: when='decode' acts on tokens fed back, and with one new token none is")
         encoded = self._encode(prompts, bos, new_tokens=max_new_tokens)
         return generate_ids(
             self.model, encoded, edit_taps(edits, self.sites, encoded, mentions, occurrence),
@@ -316,7 +328,9 @@ class LM:
     ) -> Scores:
         """Log-probability of each continuation after its prompt, both texts or both token ids.
 
-        Texts are tokenised as one: a token that merges both sides is scored. Ids are put together as they are.
+        Texts are tokenised as one: a token that merges both sides is scored. Ids are put together as they are. Edits mean
+        what they mean in :meth:`generate`: ``tokens`` and ``mentions`` are the prompt's (its tokens that do not reach into
+        the continuation), ``when="decode"`` and ``"always"`` act on the continuation's tokens.
         """
         if len(prompts) != len(continuations):
             raise InputError(f"score: {len(prompts)} prompts, but {len(continuations)} continuations")
@@ -331,7 +345,12 @@ class LM:
         ]
         scorer = Scorer(whole, starts)
         point = self.sites.tap("logits", None)
-        taps_of = edit_taps(edits, self.sites, whole, mentions, occurrence)
+        heads = [
+            Encoded(p if isinstance(p, str) else None, one.ids[:start], one.offsets and one.offsets[:start])
+            for p, one, start in zip(prompts, whole, starts, strict=True)
+        ]
+        tails = [range(start, len(one.ids)) for one, start in zip(whole, starts, strict=True)]
+        taps_of = edit_taps(edits, self.sites, heads, mentions, occurrence, tails)
         whole_logits = any(e.site == "logits" for e in edits)
         run(
             self.model, whole, lambda batch: (taps_of(batch), [scorer.tap(batch, point)]), batch_size=batch_size,
@@ -344,6 +363,12 @@ class LM:
             f"LM({self._record.get('model')}: {self.config.model_type}, {self.n_layers} layers × {self.d_model}, "
             f"{str(self.dtype).removeprefix('torch.')}; sites: {', '.join(self.sites.available())})"
         )
+
+
+def _refuse_decode(edits: Sequence[Edit]) -> None:
+    for edit in edits:
+        if edit.when == "decode":
+            raise InputError(f"edit of {edit.site}: when='decode' acts on generated tokens, and a capture has none")
 
 
 __all__ = ["LM", "load"]

@@ -6,6 +6,7 @@ unless given. A folder is looked through before anything is built, so that a mis
 
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def load_parts(
     trust_remote_code: bool,
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
     """``(model in eval mode, tokenizer or None, record)`` of a folder or hub id."""
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InputError(f"load: dtype={dtype!r} is no torch dtype (expected float32, bfloat16, float16 or auto)")
     path = Path(source)
     local = path.exists() or str(source).startswith((".", "/", "~"))
     if local:
@@ -44,12 +47,13 @@ def load_parts(
             raise InputError(f"model {name}: {config.model_type} is an encoder-decoder; expected a causal LM")
         model, info = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype or "auto", device_map=device_map, attn_implementation=attn_implementation,
-            output_loading_info=True, **common,
+            output_loading_info=True, ignore_mismatched_sizes=True, **common,  # named below, with the weight
         )  # fmt: skip
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"model {name}: {_one_line(error)}") from error
+    except Exception as error:  # (a config or a weights file can be wrong in ways that raise anything)
+        files = ", ".join(file.name for file in _weights(path)) if local else ""
+        raise InputError(f"model {name}: {_one_line(error)}" + (f" (weights: {files})" if files else "")) from error
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, info.get(problem) or [])):
             raise InputError(
@@ -72,7 +76,7 @@ def _tokenizer(name: str, common: dict[str, Any], local: bool) -> Any:
         return None
     try:
         return AutoTokenizer.from_pretrained(name, **common)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # (the tokenizers library raises bare Exceptions)
         raise InputError(f"tokenizer of {name}: {_one_line(error)}") from error
 
 
@@ -86,7 +90,10 @@ def check_folder(path: Path) -> None:
     _read_json(config)
     index = path / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise InputError(f"{index}: expected a weight_map from weights to files")
+        shards = sorted(set(weight_map.values()))
         for shard in shards:
             if not (path / shard).exists():
                 raise InputError(f"model {path}: shard {shard} is missing ({len(shards)} are named in {index.name})")
@@ -111,9 +118,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _weights(path: Path) -> list[Path]:
+    return sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")])
+
+
 def folder_hash(path: Path, whole_below: int = 2 << 30) -> dict[str, str]:
     """sha256 of config and weights. Above ``whole_below`` bytes the weights' headers and sizes stand for them."""
-    weights = sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")])
+    weights = _weights(path)
     whole = sum(file.stat().st_size for file in weights) <= whole_below
     digest = hashlib.sha256((path / "config.json").read_bytes())
     for file in weights:
@@ -138,4 +149,5 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300]
+    return text if isinstance(error, InputError) or " " in text else f"{type(error).__name__} {text}".strip()

@@ -215,14 +215,25 @@ class Sites:
 
     def head_shape(self, layer: int) -> tuple[int, int, int]:
         """``(heads, key/value heads, head_dim)`` of a layer, from the config and the width of the output projection."""
-        assert self.family is not None
+        family, block = self.family, self.blocks[layer]
+        assert family is not None
         heads = self.config.num_attention_heads
-        z_width = _in_features(_at(self.blocks[layer], self.family.o))
+        z_width = _in_features(_at(block, family.o))
         head_dim = z_width // heads
-        if self.family.qkv is None:
-            return heads, _out_features(_at(self.blocks[layer], str(self.family.k))) // head_dim, head_dim
-        fused = _out_features(_at(self.blocks[layer], self.family.qkv))
-        return heads, (fused - heads * head_dim) // (2 * head_dim), head_dim
+        if family.qkv is None:
+            widths = [_out_features(_at(block, str(path))) for path in (family.q, family.k, family.v)]
+            kv_heads = widths[1] // head_dim
+            fits = widths == [z_width, kv_heads * head_dim, kv_heads * head_dim]
+        else:
+            widths = [_out_features(_at(block, family.qkv))]
+            kv_heads = (widths[0] - z_width) // (2 * head_dim)
+            fits = widths == [z_width + 2 * kv_heads * head_dim]
+        if not fits or kv_heads < 1 or heads % kv_heads or z_width != heads * head_dim:
+            raise InputError(
+                f"the family table does not fit {type(block).__name__}: z has {z_width} features for {heads} heads, and "
+                f"{'q, k, v have' if family.qkv is None else 'qkv has'} {', '.join(map(str, widths))}"
+            )
+        return heads, kv_heads, head_dim
 
 
 def _at(block: nn.Module, path: str) -> nn.Module:

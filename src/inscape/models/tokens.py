@@ -11,6 +11,7 @@ Rules, stated once:
 * A prompt longer than the model's context, an empty prompt without BOS, and a mention that does not occur are refused.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ class Window:
     anchor: str
     first: int
     last: int
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise InputError(f"Window({self.anchor!r}, {self.first}, {self.last}): the first is after the last")
 
 
 Tokens = str | Window | Sequence[int] | Sequence[Sequence[int]]
@@ -84,11 +89,18 @@ def encode(
     encoded = iter(_encode_texts(tokenizer, texts, bos, offsets))
     result = []
     for number, prompt in enumerate(prompts):
-        one = next(encoded) if isinstance(prompt, str) else Encoded(None, tuple(int(i) for i in prompt), None)
+        one = next(encoded) if isinstance(prompt, str) else Encoded(None, _given_ids(prompt, number), None)
         if not one.ids:
             raise InputError(f"prompt {number} is empty, and no BOS token was added: there is nothing to run")
         result.append(one)
     return result
+
+
+def _given_ids(prompt: Any, number: int) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(i) for i in prompt)
+    except TypeError:
+        raise InputError(f"prompt {number}: expected a text or a list of token ids, found {prompt!r:.80}") from None
 
 
 def _encode_texts(tokenizer: Any, texts: list[str], bos: bool | None, offsets: bool) -> list[Encoded]:
@@ -147,7 +159,12 @@ def mention_span(text: str, mention: str, number: int, occurrence: int | None = 
 def tokens_of(prompt: Encoded, span: tuple[int, int], number: int) -> list[int]:
     """Indices of the tokens that hold at least one character of ``span``."""
     if prompt.offsets is None:
-        raise InputError(f"prompt {number}: positions by text need the prompt as text, not as token ids")
+        raise InputError(
+            f"prompt {number}: positions by text need the prompt as text, not as token ids"
+            if prompt.text is None
+            else f"prompt {number}: positions by text need a tokenizer with character offsets (a *fast* one has them); "
+            "or give token indices"
+        )
     found = [i for i, (a, b) in enumerate(prompt.offsets) if a < span[1] and b > span[0]]
     if not found:
         raise InputError(f"prompt {number}: no token holds the characters {span[0]}–{span[1]} of {prompt.text!r}")
@@ -182,6 +199,8 @@ def positions(
             if prompt.text is None:
                 raise InputError(f"prompt {number}: positions by mention need the prompt as text, not as token ids")
             span = mention_span(prompt.text, mention, number, occurrence) if isinstance(mention, str) else mention
+            if not 0 <= span[0] < span[1] <= len(prompt.text):
+                raise InputError(f"prompt {number}: {span} is no character span of {prompt.text!r}")
             result.append(tokens_of(prompt, span, number)[pick])
         return result
     raise InputError(
@@ -190,12 +209,18 @@ def positions(
 
 
 def _given_positions(prompts: Sequence[Encoded], tokens: Sequence[Any]) -> list[list[int]]:
-    if len(tokens) != len(prompts):
-        raise InputError(f"tokens: expected an entry per prompt ({len(prompts)}), found {len(tokens)}")
+    if hasattr(tokens, "tolist"):  # an array or a tensor
+        tokens = tokens.tolist()
+    if not isinstance(tokens, Sequence) or len(tokens) != len(prompts):
+        found = len(tokens) if isinstance(tokens, Sequence) else repr(tokens)
+        raise InputError(f"tokens: expected an entry per prompt ({len(prompts)}), found {found}")
     result = []
     for number, (prompt, given) in enumerate(zip(prompts, tokens, strict=True)):
         length = len(prompt.ids)
-        indices = [int(i) for i in given] if isinstance(given, Sequence) else [int(given)]
+        try:
+            indices = [operator.index(i) for i in (given if isinstance(given, Sequence) else [given])]
+        except TypeError:
+            raise InputError(f"tokens: expected indices for prompt {number}, found {given!r:.80}") from None
         for i in indices:
             if not -length <= i < length:
                 raise InputError(f"prompt {number} has {length} tokens: no index {i}")
