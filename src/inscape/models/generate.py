@@ -30,7 +30,9 @@ _GREEDY: dict[str, Any] = {
     "length_penalty": 1.0,
     "guidance_scale": 1.0,
     "renormalize_logits": False,
-    # Of use only while sampling, and then those of the library, not of the folder.
+}
+# Given only while sampling: then they are those of the library, not of the folder.
+_SAMPLING: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
@@ -68,7 +70,7 @@ def generate_ids(
     for name, only in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
         if given.get(name, only) not in (only, None):
             raise InputError(f"generate: {name}={given[name]!r} is not taken (one text comes back for each prompt)")
-    settings: dict[str, Any] = {**_GREEDY, **given}
+    settings: dict[str, Any] = {**_GREEDY, **(_SAMPLING if given.get("do_sample") else {}), **given}
     eos = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
     ends = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
     config = GenerationConfig(
