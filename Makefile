@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all the set-up. Everything else is for people who change the code.
+VENV    ?= .venv
+PYTHON  ?= python3
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+STAMP_D := $(VENV)/.installed-dev
+
+.PHONY: setup dev demo test test-slow lint bench docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+dev: $(STAMP_D)
+
+$(STAMP_D): $(STAMP)
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/inscape run numeric-monotonic --out runs/demo
+
+test: dev
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-slow: dev
+	$(BIN)/python -m pytest -m slow
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/capture.py
+
+docs: dev
+	$(BIN)/pdoc --docformat google --output-directory site inscape
+
+clean:
+	rm -rf runs site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

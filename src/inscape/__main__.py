@@ -1,0 +1,5 @@
+"""``python -m inscape``."""
+
+from inscape.cli import main
+
+main()

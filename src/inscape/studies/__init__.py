@@ -1,0 +1,117 @@
+"""The studies: one module per published system. A study composes the rooms below and holds no mechanism of its own.
+
+A study is a ``Config`` (every field typed, bounded, documented), a function that fills a run, and a page made from the
+run's tables. The command line, a YAML file and a notebook all build the same ``Config``::
+
+    from inscape.studies import STUDIES, run_study
+    folder = run_study("numeric-monotonic", {"model": "path/or/hub-id", "data": "facts.tsv"}, "runs/mine")
+    folder.read_summary()["r2_test"]
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inscape.errors import InputError
+from inscape.runs import Page, Run, RunFolder, read_run
+from inscape.runs.figures import draw
+from inscape.studies import (
+    numeric_comparison,
+    numeric_comparison_page,
+    numeric_monotonic,
+    numeric_monotonic_page,
+    numeric_setup,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """How the command line sees a study."""
+
+    name: str
+    title: str
+    paper: str
+    config: type[Any]
+    smoke: Mapping[str, Any]
+    facts: Callable[[Any], Any]
+    inputs: Callable[[Any, Any], dict[str, str]]
+    run: Callable[[Any, Any, Run], None]
+    figures: Callable[[RunFolder], Mapping[str, Any]]
+    page: Callable[[RunFolder], Page]
+
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        Study(
+            "numeric-monotonic",
+            "numeric properties as monotonic directions: read them, move them, see what else moves",
+            "Heinzerling & Inui, ACL 2024 (arXiv 2403.10381)",
+            numeric_monotonic.Config,
+            numeric_monotonic.SMOKE,
+            numeric_setup.facts_for,
+            numeric_setup.inputs_of,
+            numeric_monotonic.run,
+            numeric_monotonic_page.figures,
+            numeric_monotonic_page.page,
+        ),
+        Study(
+            "numeric-comparison",
+            "comparing numbers in a linear subspace: behaviour, where it is readable, what turns the answer",
+            "El-Shangiti et al., NAACL 2025 (arXiv 2410.13194)",
+            numeric_comparison.Config,
+            numeric_comparison.SMOKE,
+            numeric_setup.facts_for,
+            numeric_setup.inputs_of,
+            numeric_comparison.run,
+            numeric_comparison_page.figures,
+            numeric_comparison_page.page,
+        ),
+    )
+}
+
+
+def study_named(name: str) -> Study:
+    """A study by name; InputError otherwise."""
+    if name not in STUDIES:
+        raise InputError(f"no study {name!r}: expected one of {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def run_study(name: str, config: Any, out: str | Path, *, quiet: bool = False) -> RunFolder:
+    """Run a study into a folder, or go on where a killed run stopped, or do nothing where it is done.
+
+    Args:
+        config: the study's ``Config``, or a mapping of its fields.
+
+    Raises:
+        InputError: a bad config, model or facts table; or a folder of another run.
+    """
+    study = study_named(name)
+    if isinstance(config, Mapping):
+        config = study.config(**config)
+    facts = study.facts(config)
+    with Run.open(
+        out, name, config.model_dump(mode="json"), seed=config.seed, inputs=study.inputs(config, facts), quiet=quiet
+    ) as run:
+        if not run.done:
+            study.run(config, facts, run)
+            for figure, chart in study.figures(run).items():
+                run.figure(figure, chart)
+            run.finish(study.page(run))
+        return run
+
+
+def rebuild_report(folder: str | Path) -> Path:
+    """Draw the figures and write the page again from the tables of a run; returns the page's path."""
+    run = read_run(folder)
+    study = study_named(run.study)
+    if not run.done:
+        return run.rewrite_report()
+    for name, chart in study.figures(run).items():
+        draw(run.folder / "figures", name, chart)
+    return run.rewrite_report(study.page(run))
+
+
+__all__ = ["STUDIES", "Study", "rebuild_report", "run_study", "study_named"]

@@ -1,0 +1,96 @@
+"""The headline numbers of `numeric-monotonic`, with their intervals, from the run's tables."""
+
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from inscape.runs import RunFolder
+from inscape.runs.folder import Scalar
+from inscape.runs.intervals import Interval, bootstrap, bootstrap_paired, r2
+from inscape.subspaces.controls import circular_error
+
+
+def summarise(
+    run: RunFolder, *, property: str, direction: str, k: int, layer: int, n_layers: int, seed: int
+) -> dict[str, Scalar]:
+    """Flat: name → number; estimates with ``_lo`` and ``_hi``. Units: entities, except draws for random directions."""
+    predictions, effects, cells = run.table("predictions"), run.table("effects"), run.table("side_effects")
+    controls = run.table("fit_controls").filter(pl.col("control") == "shuffled")
+    at_k = controls.filter(pl.col("k") == min(k, int(controls["k"].max()))).row(0, named=True)  # type: ignore[arg-type]
+    y, predicted = predictions["y"].to_numpy(), predictions["pls"].to_numpy()
+    answers = run.table("answers").filter((pl.col("property") == property) & (pl.col("split") == "test"))
+    headline = effects.filter(pl.col("direction") == f"{direction} 1")
+    main = run.table("edits").filter(pl.col("direction") == f"{direction} 1")
+    random, shuffled = _per_draw(effects, "random"), _per_draw(effects, "shuffled")
+    off, on = (
+        cells.filter(pl.col("fitted_on") != pl.col("measured")),
+        cells.filter(pl.col("fitted_on") == pl.col("measured")),
+    )
+    estimates: dict[str, Interval] = {
+        "r2_test": bootstrap_paired(y, predicted, r2, seed=seed),
+        "r2_name_floor": bootstrap_paired(y, predictions["name_only"].to_numpy(), r2, seed=seed),
+        "model_accuracy": bootstrap(answers["correct"].cast(pl.Float64).to_numpy(), seed=seed),
+        "spearman_edit": bootstrap(headline["spearman"].to_numpy(), seed=seed),
+        "abs_spearman_edit": bootstrap(headline["abs_spearman"].to_numpy(), seed=seed),
+        "slope_edit": bootstrap(headline["slope"].to_numpy(), seed=seed),
+        "share_parsed_edit": bootstrap(headline["parsed"].to_numpy(), seed=seed),
+        "spearman_random": bootstrap(random["spearman"], seed=seed),
+        "abs_spearman_random": bootstrap(random["abs_spearman"], seed=seed),
+        "slope_random_p95": bootstrap(random["slope"], partial(np.quantile, q=0.95), seed=seed),
+        "slope_shuffled": bootstrap(shuffled["slope"], seed=seed),
+        "side_effect_mean": _by_entity(off, "abs_spearman", seed),
+        "main_effect_mean": _by_entity(on, "abs_spearman", seed),
+        "side_effect_slope": _by_entity(off.with_columns(pl.col("slope_sd").abs()), "slope_sd", seed),
+        "main_effect_slope": _by_entity(on.with_columns(pl.col("slope_sd").abs()), "slope_sd", seed),
+        "perplexity_unedited": _perplexity(main.filter(pl.col("step") == 0), seed),
+        "perplexity_extremes": _perplexity(main.filter(pl.col("step").abs() == 1), seed),
+    }
+    if property == "longitude":
+        # A circle: 179 and -179 degrees are neighbours, which R2 does not know.
+        estimates["circular_error_test"] = bootstrap(circular_error(predicted, y), seed=seed)
+    summary: dict[str, Scalar] = {}
+    for name, interval in estimates.items():
+        summary |= interval.summary(name)
+    return summary | {
+        "r2_test_shuffled": at_k["r2"],
+        "r2_test_shuffled_lo": at_k["r2_lo"],
+        "r2_test_shuffled_hi": at_k["r2_hi"],
+        "k": k,
+        "layer": layer,
+        "n_layers": n_layers,
+        "property": property,
+        "direction": direction,
+        "n_entities": answers.height,
+        "n_entities_edited": headline.height,
+        "n_missing": int(answers["number"].is_null().sum()),
+    }
+
+
+def _per_draw(effects: pl.DataFrame, kind: str) -> dict[str, np.ndarray]:
+    """Per draw of a control: mean over entities; of signed measures the size, since a draw's sign means nothing."""
+    draws = (
+        effects.filter(pl.col("kind") == kind)
+        .group_by("direction", maintain_order=True)
+        .agg(
+            pl.col("spearman").drop_nans().mean().abs(),
+            pl.col("slope").drop_nans().mean().abs(),
+            pl.col("abs_spearman").drop_nans().mean(),
+        )
+    )
+    return {name: draws[name].fill_null(float("nan")).to_numpy() for name in ("spearman", "slope", "abs_spearman")}
+
+
+def _by_entity(cells: pl.DataFrame, column: str, seed: int) -> Interval:
+    return bootstrap(cells[column].to_numpy(), groups=cells["entity_id"].to_list(), seed=seed)
+
+
+def _perplexity(rows: pl.DataFrame, seed: int) -> Interval:
+    """exp(mean nats per token), with entities as the unit."""
+    return bootstrap(
+        rows["nll"].fill_null(float("nan")).to_numpy(), _exp_mean, groups=rows["entity_id"].to_list(), seed=seed
+    )
+
+
+def _exp_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.exp(np.mean(values, axis=axis))

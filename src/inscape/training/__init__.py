@@ -1,0 +1,1 @@
+"""Small language models trained here: tokenizer, text made from facts, pretraining that resumes."""
