@@ -47,12 +47,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
 class Run(RunFolder):
-    """An open run folder, held by this process until `finish`, `close` or the end of a `with` block."""
+    """An open run folder, held by this process until `finish`, `close` or the end of a `with` block.
+
+    `reporter` shows the progress of all its loops; hand it to whatever has loops of its own (a trainer, say).
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], lock: FolderLock, quiet: bool) -> None:
         super().__init__(folder, manifest)
         self._lock = lock
-        self._progress = ProgressReporter(quiet)
+        self.reporter = ProgressReporter(quiet)
 
     @classmethod
     def open(
@@ -209,11 +212,11 @@ class Run(RunFolder):
 
     def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Yield from `iterable` with progress on stderr: a bar on a terminal, else a line at most every 10 s."""
-        return self._progress.track(iterable, description, total)
+        return self.reporter.track(iterable, description, total)
 
     def progress(self, description: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """The same for a loop that is elsewhere: `with run.progress("train", steps) as advance: ... advance(1)`."""
-        return self._progress.loop(description, total)
+        return self.reporter.loop(description, total)
 
     def figure(self, name: str, chart: alt.TopLevelMixin) -> None:
         """Write `figures/NAME.{json,svg,png}` in the workbench's theme. Raises RunWriteError."""

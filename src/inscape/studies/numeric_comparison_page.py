@@ -7,6 +7,7 @@ import polars as pl
 
 from inscape.runs import Headline, Page, Reported, Section
 from inscape.runs.folder import RunFolder, Scalar
+from inscape.runs.theme import MUTED, PALETTE
 
 HEADLINES = (
     Headline("accuracy", "Questions answered rightly", "Test pairs; chance is 0.5.", "The model"),
@@ -86,7 +87,7 @@ def _flips(run: RunFolder) -> alt.TopLevelMixin:
         color=alt.Color(
             "of:N",
             title=None,
-            scale=alt.Scale(domain=domain, range=["#0a6cb0", "#d35a07", "#6d7680"]),
+            scale=alt.Scale(domain=domain, range=[PALETTE[0], PALETTE[1], MUTED]),
             legend=alt.Legend(orient="top", symbolType="stroke"),
         ),
         detail="direction:N",

@@ -9,6 +9,7 @@ import polars as pl
 from inscape.data.properties import PROPERTIES
 from inscape.runs import Headline, Page, Reported, Section
 from inscape.runs.folder import RunFolder, Scalar
+from inscape.runs.theme import MUTED, PALETTE
 
 HEADLINES = (
     Headline("model_accuracy", "Facts answered", "Share of test entities whose fact the model writes exactly.", "The model"),
@@ -112,12 +113,11 @@ def _projection(run: RunFolder) -> alt.TopLevelMixin:
     skewed = prop.kind == "quantity"
     table = table.with_columns((pl.col("value").rank() / table.height).alias("rank"))
     colour = (
-        alt.Color("rank:Q", title=f"{prop.name.replace('_', ' ')} (rank)", scale=alt.Scale(scheme="viridis"))
+        alt.Color("rank:Q", title=f"{prop.name.replace('_', ' ')} (rank)")
         if skewed
         else alt.Color(
             "value:Q",
             title=prop.name.replace("_", " "),
-            scale=alt.Scale(scheme="viridis"),
             legend=alt.Legend(format="d" if prop.kind == "year" else ".3~f"),
         )
     )
@@ -153,7 +153,7 @@ def _dose(run: RunFolder) -> alt.TopLevelMixin:
         .encode(
             x=alt.X("step:Q", title="edit step (±1: extremes of the training scores)"),
             y=alt.Y("number:Q", title="median of the numbers written", scale=alt.Scale(zero=False), axis=alt.Axis(format="d")),
-            color=alt.Color("of:N", title=None, scale=alt.Scale(domain=domain, range=["#0a6cb0", "#6d7680", "#d35a07"])),
+            color=alt.Color("of:N", title=None, scale=alt.Scale(domain=domain, range=[PALETTE[0], MUTED, PALETTE[1]])),
             detail="direction:N",
             opacity=alt.condition(alt.datum.of == "PLS component 1", alt.value(1.0), alt.value(0.4)),
             size=alt.condition(alt.datum.of == "PLS component 1", alt.value(3), alt.value(1)),

@@ -114,7 +114,7 @@ def subject_of(config: NumericConfig, facts: Facts, run: Run) -> Subject:
     if source is None:
         # Real facts are more, and mostly to be remembered: they have a recipe of their own.
         recipe = "facts" if config.data is not None and config.size != "smoke" else config.size
-        folder = cached_facts_lm(facts, training_of(recipe, config.seed), cache_dir(), progress=run._progress)
+        folder = cached_facts_lm(facts, training_of(recipe, config.seed), cache_dir(), progress=run.reporter)
         source = str(folder)
     dtype = getattr(torch, config.dtype) if config.dtype else None
     lm = load(source, device=device, dtype=dtype)

@@ -35,7 +35,7 @@ _WORLDS: dict[Size, NumericWorldSpec] = {
 _TRAINING: dict[Recipe, FactsTrainingConfig] = {
     "smoke": FactsTrainingConfig(
         width=48, layers=2, heads=2, mlp_width=144, mix=_SMOKE_MIX, text_weight=0.02,
-        optimisation=OptimisationConfig(steps=900, rows=16, warmup_steps=30, learning_rate=5e-3, threads=1),
+        optimisation=OptimisationConfig(steps=900, rows=16, warmup_steps=30, learning_rate=5e-3),
     ),
     "demo": FactsTrainingConfig(width=48, mlp_width=144, mix=_WORLD_MIX, optimisation=OptimisationConfig(steps=5000)),
     "standard": FactsTrainingConfig(width=48, mlp_width=144, mix=_WORLD_MIX, optimisation=OptimisationConfig(steps=12_000)),
