@@ -26,7 +26,7 @@ from inscape.models.edit import Edit, edit_taps
 from inscape.models.families import FAMILIES
 from inscape.models.forward import run
 from inscape.models.generate import generate_ids
-from inscape.models.load import load_parts, tokenizer_hash
+from inscape.models.loading import load_parts, tokenizer_hash
 from inscape.models.score import Scorer, Scores, continuation_start
 from inscape.models.sites import Sites
 from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long

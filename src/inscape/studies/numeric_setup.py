@@ -22,7 +22,7 @@ from inscape.data.properties import Property, property_named
 from inscape.errors import InputError
 from inscape.models import LM, load
 from inscape.models.lm import Progress
-from inscape.models.load import check_folder, folder_hash
+from inscape.models.loading import check_folder, folder_hash
 from inscape.models.tokens import Tokens
 from inscape.runs import Run
 from inscape.training.facts import cached_facts_lm
