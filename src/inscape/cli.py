@@ -25,6 +25,7 @@ app = App(
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(consume_multiple=True),  # --properties birth_year elevation
 )
 run_app = App(name="run", help="Run a study: tables, figures, summary.json and one report.html in a run folder.")
 facts_app = App(name="facts", help="Facts tables, and language models trained on them.")
@@ -83,7 +84,7 @@ def train(
     *,
     data: Path,
     out: Path,
-    properties: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None,
+    properties: tuple[str, ...] | None = None,
     limit: int | None = None,
     size: Literal["smoke", "demo", "standard", "facts"] = "facts",
     steps: int | None = None,

@@ -161,3 +161,7 @@ def test_not_a_number_is_no_answer() -> None:
     assert len(lm.generate_ids(clean, max_new_tokens=1)) == 1
     with pytest.raises(NonFiniteError, match="logits of prompt 1 are NaN or Inf"):
         lm.generate_ids(broken, max_new_tokens=2, batch_size=1)
+
+
+def test_no_prompts_give_no_texts(stories260k):
+    assert inscape.load(stories260k).generate([]) == []

@@ -15,13 +15,20 @@ from inscape.cli import main
 from inscape.runs import read_run
 
 TINY = ["--entities", "6", "--n-steps", "3", "--components", "1", "--random-directions", "2", "--shuffled-draws", "2",
-        "--sweep-entities", "4", "--side-effect-entities", "3", "--properties", "birth_year", "--quiet"]  # fmt: skip
+        "--sweep-entities", "4", "--side-effect-entities", "3", "--quiet"]  # fmt: skip
 
 MONOTONIC_KEYS = [
     "r2_test", "r2_test_shuffled", "r2_name_floor", "spearman_edit", "spearman_random", "slope_edit",
     "slope_random_p95", "side_effect_mean", "model_accuracy",
 ]  # fmt: skip
-COMPARISON_KEYS = ["accuracy", "consistency", "r2_best_layer", "flip_valid_at_best_alpha", "flip_random_p95", "invalid_rate"]
+COMPARISON_KEYS = [
+    "accuracy",
+    "consistency",
+    "r2_best_layer",
+    "flip_valid_at_best_alpha",
+    "flip_random_p95",
+    "invalid_rate",
+]
 
 
 def inscape(*arguments, code=0):
@@ -95,9 +102,14 @@ def test_yaml_keys_are_fields_and_flags_win(tmp_path, smoke_model, capsys):
     file = tmp_path / "c.yaml"
     file.write_text("entities: 5\nn_steps: 5\nproperty: P570\n")
     out = tmp_path / "y"
-    inscape("run", "numeric-monotonic", "--config", file, "--smoke", "--n-steps", "3", "--out", out, "--properties", "death_year", "--quiet")
+    inscape(
+        "run", "numeric-monotonic", "--config", file, "--smoke", "--n-steps", "3", "--out", out, "--quiet",
+        "--properties", "birth_year", "P570", "--window-tokens", "0", "0",
+    )  # fmt: skip
     config = json.loads((out / "manifest.json").read_text())["config"]
     assert (config["entities"], config["n_steps"], config["property"]) == (5, 3, "death_year")
+    assert config["window_tokens"] == [0, 0]
+    assert config["properties"] == ["birth_year", "P570"]
     file.write_text("entitys: 5\n")
     inscape("run", "numeric-monotonic", "--config", file, "--out", tmp_path / "z", code=2)
     assert "no field 'entitys'" in error_line(capsys)
@@ -225,3 +237,18 @@ def test_a_bad_facts_row_is_named(line, says, tmp_path, capsys):
     assert says in said
     assert "facts.tsv" in said
     assert not (tmp_path / "o").exists()
+
+
+def test_a_model_that_knows_no_birth_years_is_said_to_know_none(tmp_path, stories260k, numeric_facts, capsys):
+    given = ["--model", stories260k, "--data", numeric_facts, "--limit", "80", "--properties", "birth_year", "--smoke"]
+    inscape("run", "numeric-monotonic", *given, *TINY, "--out", tmp_path / "m")
+    summary = read_run(tmp_path / "m").read_summary()
+    assert summary["model_accuracy"] == 0
+    assert summary["n_missing"] == summary["n_entities"] == 20
+    assert summary["slope_edit"] is None
+    assert "no effect of the edit is claimed" in (tmp_path / "m" / "report.html").read_text()
+    inscape("run", "numeric-comparison", *given, "--out", tmp_path / "c", "--quiet")
+    summary = read_run(tmp_path / "c").read_summary()
+    assert summary["accuracy"] == 0
+    assert summary["flip_valid_at_best_alpha"] is None
+    assert "no effect is claimed" in (tmp_path / "c" / "report.html").read_text()

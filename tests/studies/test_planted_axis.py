@@ -30,9 +30,16 @@ def planted():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocab), hidden_size=D, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-            tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-        )  # fmt: skip
+            vocab_size=len(vocab),
+            hidden_size=D,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
     ).eval()
     axes = np.linalg.qr(rng.normal(size=(D, D)))[0].T
     c, u, w = axes[:3]

@@ -312,7 +312,12 @@ class LM:
         """Token ids as text, special tokens left out, spaces as they are."""
         if self.tokenizer is None:
             raise InputError("text was asked for, but the model was loaded without a tokenizer")
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # (transformers decodes an empty batch to one empty text.)
+        return (
+            self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if ids
+            else []
+        )
 
     def score(
         self,
