@@ -75,15 +75,17 @@ class Config(NumericConfig):
     layer: int | None = Field(
         default=None,
         ge=0,
-        description="hidden state of the edit, 0 = embeddings (P7: 0.3 × layers; default: chosen on dev)",
+        description="hidden state to read and edit, 0 = embeddings (P7: 0.3 × layers; default: each chosen on dev)",
     )
     direction: DirectionKind = Field(
         default="loadings", description="which vector of a component is added (P7: loadings)"
     )
     components: int = Field(default=6, ge=1, description="components edited one by one (P7's table: 6)")
     n_steps: int = Field(default=21, ge=3, description="edit steps from -1 to 1 (P7: 21)")
-    window_layers: int = Field(
-        default=2, ge=0, description="layers on each side of the layer that are edited too (P7: 2)"
+    window_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="layers on each side that are edited too (P7: 2 of 40; default: layers / 16, at most 2)",
     )
     window_tokens: tuple[int, int] = Field(
         default=(-2, 1), description="tokens edited, from and to, counted from the mention's last (P7: -2 1)"
@@ -114,7 +116,8 @@ def run(config: Config, facts: Facts, run: Run) -> None:
     study = _Study(config, facts, run)
     study.answers()
     study.fit()
-    study.choose_layer()
+    study.choose_layers()
+    study.read()
     study.edit()
     study.side_effects()
     study.summarise()
@@ -234,7 +237,7 @@ class _Study:
         z = TargetTransform(self.config.target).fit(y).transform(y)
         return PLSSubspace(self.k_max).fit(X, z)
 
-    def choose_layer(self) -> None:
+    def choose_layers(self) -> None:
         rows = sample(self.facts.of(self.prop.name, "dev"), self.config.sweep_entities, self.config.seed)
 
         def one_layer(key: str) -> pl.DataFrame:
@@ -249,14 +252,16 @@ class _Study:
         if self.config.layer is not None:
             if self.config.layer >= self.X.shape[1]:
                 raise InputError(f"layer {self.config.layer}: the model has hidden states 0 to {self.X.shape[1] - 1}")
-            self.layer = self.config.layer
+            self.layer = self.edit_layer = self.config.layer
             return
-        # Among the layers where dev reads it (nearly) as well as anywhere, the one where dev moves it most.
+        # Where it reads best and where it moves most are two questions; dev answers both. An edit is tried only where at
+        # least half as much can be read as at the best place: elsewhere the direction means little.
         read = self.layers.filter(pl.col("split") == "dev").sort("layer")["r2"].to_numpy()
-        near = np.flatnonzero(read >= np.nanmax(read) - 0.05)
+        self.layer = int(np.nanargmax(read))
+        readable = np.flatnonzero(read >= min(read[self.layer], read[self.layer] / 2))
         moved = effects.group_by("layer").agg(pl.col("slope").drop_nans().mean()).sort("layer")["slope"]
         gain = moved.fill_null(0.0).fill_nan(0.0).to_numpy()
-        self.layer = int(near[np.argmax(gain[near])])
+        self.edit_layer = int(readable[np.argmax(gain[readable])])
 
     # -- 4. edits and their controls -------------------------------------------------------------------------------
 
@@ -297,16 +302,23 @@ class _Study:
 
     @property
     def window(self) -> range:
+        # P7 edits 5 of 40 layers. All of a shallow model would be another experiment: displacements add up and overshoot.
         w = self.config.window_layers
-        return range(max(self.layer - w, 0), min(self.layer + w, self.X.shape[1] - 1) + 1)
+        if w is None:
+            w = min(2, round((self.X.shape[1] - 1) / 16))
+        return range(max(self.edit_layer - w, 0), min(self.edit_layer + w, self.X.shape[1] - 1) + 1)
 
-    def edit(self) -> None:
-        config, pls = self.config, self.fitted(self.layer)
+    def read(self) -> None:
+        """The fit at the layer that reads best, beside its controls."""
         curve = self.curve(self.layer, ["pls", "pca", "ridge"])
         self.k = choose_k(curve)
         self.run.stage("fit_curve", lambda: {"fit_curve": curve})
         self.run.stage("fit_controls", self.fit_controls)
-        self.run.stage("projection", lambda: {"projection": self.projection(pls)})
+        self.run.stage("projection", lambda: {"projection": self.projection(self.fitted(self.layer))})
+
+    def edit(self) -> None:
+        config, pls = self.config, self.fitted(self.edit_layer)
+        k = int(self.layers.filter(pl.col("layer") == self.edit_layer)["k"][0])
         rows = sample(self.facts.of(self.prop.name, "test"), config.entities, config.seed)
         S, dose = config.n_steps, steps(config.n_steps)
         main = edit_vectors(pls, 0, S, config.direction)
@@ -319,13 +331,9 @@ class _Study:
         for kind in kinds:
             if kind != config.direction:
                 # Same norm at every step as the main direction: a difference is one of direction, not of dose.
-                toward = (
-                    edit_vectors(pls.truncate(self.k), 0, 3, kind)[-1]
-                    if kind == "weights"
-                    else pls.truncate(self.k).coef_
-                )
+                toward = edit_vectors(pls.truncate(k), 0, 3, kind)[-1] if kind == "weights" else pls.truncate(k).coef_
                 plans[f"{kind} (same norm)"] = np.outer(signed_norm, toward / np.linalg.norm(toward))
-        X, y, _ = self.split(self.prop.name, self.X[:, self.layer])["train"]
+        X, y, _ = self.split(self.prop.name, self.X[:, self.edit_layer])["train"]
         for i, u in enumerate(
             random_directions(X.shape[1], n_draws=config.random_directions, random_state=config.seed)
         ):
@@ -399,9 +407,9 @@ class _Study:
         def one_cell(key: str) -> pl.DataFrame:
             fitted_on, measured = key.split(" > ")
             X = (
-                self.X[:, self.layer]
+                self.X[:, self.edit_layer]
                 if fitted_on == self.prop.name
-                else self.captured(fitted_on, [self.layer])["X"][:, 0]
+                else self.captured(fitted_on, [self.edit_layer])["X"][:, 0]
             )
             Xa, ya, _ = self.split(fitted_on, X)["train"]
             vectors = edit_vectors(PLSSubspace(1).fit(Xa, ya), 0, S, self.config.direction)
@@ -426,6 +434,7 @@ class _Study:
                 direction=self.config.direction,
                 k=self.k,
                 layer=self.layer,
+                edit_layer=self.edit_layer,
                 n_layers=self.X.shape[1] - 1,
                 seed=self.config.seed,
             )

@@ -18,7 +18,8 @@ HEADLINES = (
     Headline("r2_test_shuffled", "R² with shuffled labels", "The same fit on permuted labels: what chance gives.", "Reading"),
     Headline("r2_name_floor", "R² from names alone", "A reader of character n-grams, without any model: names carry era and place.", "Reading"),
     Headline("k", "Components", "Chosen on dev entities.", "Reading"),
-    Headline("layer", "Layer", "Chosen on dev entities: well readable, and most moved by an edit.", "Reading"),
+    Headline("layer", "Hidden state read", "Best on dev entities; 0 is the embeddings.", "Reading"),
+    Headline("edit_layer", "Hidden state edited", "Of those that read at least half as well as the best, the one where an edit moves dev answers most.", "Editing"),
     Headline("spearman_edit", "Spearman of dose and answer", "Mean over entities, signed. Blind to the size of the effect: read it with the slope.", "Editing"),
     Headline("spearman_random", "… random directions", "Mean over draws of |mean over entities|, equal norm at every step.", "Editing"),
     Headline("slope_edit", "Slope", "Change of the written number per unit of step; a step of 1 reaches the training extreme.", "Editing"),
@@ -170,6 +171,7 @@ def effects_by_direction(run: RunFolder) -> pl.DataFrame:
             pl.col("spearman").drop_nans().mean().alias("Spearman"),
             pl.col("abs_spearman").drop_nans().mean().alias("|Spearman|"),
             pl.col("slope").drop_nans().mean().alias("slope"),
+            pl.col("slope").drop_nans().median().alias("median slope"),
             pl.col("change").drop_nans().mean().alias("total change"),
             pl.col("parsed").mean().alias("share parsed"),
             pl.col("constant").sum().alias("never moved"),
@@ -182,7 +184,7 @@ def effects_in_short(run: RunFolder) -> pl.DataFrame:
     table = effects_by_direction(run)
     controls = (
         table.filter(pl.col("kind").is_in(["random", "shuffled"]))
-        .with_columns(pl.col("Spearman", "slope", "total change").abs())
+        .with_columns(pl.col("Spearman", "slope", "median slope", "total change").abs())
         .group_by("kind", maintain_order=True)
         .agg(pl.len().alias("draws"), pl.exclude("direction", "kind").mean())
         .with_columns(pl.format("{} ({} draws, mean size)", "kind", "draws").alias("direction"))
@@ -358,7 +360,7 @@ def page(run: RunFolder) -> Page:
     return Page(
         title=f"Is {prop.replace('_', ' ')} a direction?",
         lede=f"{verdict(summary)} Model: {run.manifest['record'].get('model')}, property: {prop}, direction: {config['direction']} of "
-        f"component 1 at hidden state {summary['layer']} of {summary['n_layers']}.",
+        f"component 1, read at hidden state {summary['layer']} and edited at {summary['edit_layer']} of {summary['n_layers']}.",
         headlines=HEADLINES, sections=sections, reported=REPORTED, notes=notes,
         paper="Heinzerling & Inui: Monotonic Representation of Numeric Attributes in Language Models. ACL 2024 (short), arXiv 2403.10381",
     )  # fmt: skip

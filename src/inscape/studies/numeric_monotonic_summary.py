@@ -12,7 +12,7 @@ from inscape.subspaces.controls import circular_error
 
 
 def summarise(
-    run: RunFolder, *, property: str, direction: str, k: int, layer: int, n_layers: int, seed: int
+    run: RunFolder, *, property: str, direction: str, k: int, layer: int, edit_layer: int, n_layers: int, seed: int
 ) -> dict[str, Scalar]:
     """Flat: name → number; estimates with ``_lo`` and ``_hi``. Units: entities, except draws for random directions."""
     predictions, effects, cells = run.table("predictions"), run.table("effects"), run.table("side_effects")
@@ -58,6 +58,7 @@ def summarise(
         "r2_test_shuffled_hi": at_k["r2_hi"],
         "k": k,
         "layer": layer,
+        "edit_layer": edit_layer,
         "n_layers": n_layers,
         "property": property,
         "direction": direction,
