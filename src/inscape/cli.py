@@ -25,7 +25,10 @@ app = App(
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(consume_multiple=True),  # --properties birth_year elevation
+    default_parameter=Parameter(
+        consume_multiple=True,  # --properties birth_year elevation
+        negative_iterable=(),  # (an --empty-properties beside it would say nothing that leaving it out does not)
+    ),
 )
 run_app = App(name="run", help="Run a study: tables, figures, summary.json and one report.html in a run folder.")
 facts_app = App(name="facts", help="Facts tables, and language models trained on them.")
@@ -114,6 +117,7 @@ def train(
     from inscape.training.facts import train_facts_lm
     from inscape.training.sizes import training_of
 
+    _refuse_impossible(out)
     facts = load_facts(data, properties or None, limit)
     config = training_of(size, seed, steps=steps, width=width, layers=layers, device=device)
     record = train_facts_lm(facts, config, out, progress=ProgressReporter(quiet))
@@ -139,6 +143,7 @@ def _study_command(name: str, config_type: type[BaseModel], smoke: dict[str, Any
         given = {} if config is None else {field: getattr(config, field) for field in config.model_fields_set}
         fields = {**(smoke if smoke_run else {}), **_from_yaml(file, config_type), **given}
         where = out or Path("runs") / name
+        _refuse_impossible(where)
         already = (where / "manifest.json").exists() and read_run(where).done
         folder = run_study(name, _validated(config_type, fields), where, quiet=quiet)
         if already:
@@ -147,6 +152,16 @@ def _study_command(name: str, config_type: type[BaseModel], smoke: dict[str, Any
 
     command.__annotations__["config"] = Annotated[config_type | None, Parameter(name="*")]
     return command
+
+
+def _refuse_impossible(out: Path) -> None:
+    """InputError for a folder that cannot be there, before any work is done for it."""
+    try:
+        (out / "manifest.json").stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # (a name too long, a file among the parents, a parent that may not be searched)
+        raise InputError(f"--out {out}: {error.strerror}; expected a folder, new or there already") from error
 
 
 def _from_yaml(file: Path | None, config_type: type[BaseModel]) -> dict[str, Any]:
@@ -182,7 +197,7 @@ def _first_problem(error: ValidationError) -> str:
 
 @functools.cache
 def _register_studies() -> None:
-    """Once: the studies bring torch along, which ``inscape --help`` of a broken installation should not need."""
+    """Once per process: a name can be registered only once. Not on import, which the studies would make slow."""
     from inscape.studies import STUDIES
 
     for study in STUDIES.values():
@@ -213,7 +228,9 @@ def _exit_code(tokens: list[str], debug: bool) -> int:
     except (InputError, CycloptsError, ValidationError) as error:
         if debug:
             raise
-        message = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+        # The parser wraps what a study's Config refuses in its own error, with pydantic's many lines and link in it.
+        refused = error.__cause__ if isinstance(error, CycloptsError) else error
+        message = _first_problem(refused) if isinstance(refused, ValidationError) else str(error)
         print(f"inscape: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

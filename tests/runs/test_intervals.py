@@ -1,4 +1,4 @@
-"""Bootstrap intervals against known distributions, brute force and scipy."""
+"""Intervals against known distributions, brute force, closed formulas and scipy."""
 
 import numpy as np
 import polars as pl
@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import r2_score
 
-from inscape.runs import bootstrap, bootstrap_paired, r2
+from inscape.runs import bootstrap, bootstrap_paired, proportion, r2
 
 
 def covered(draw, truth, repeats=300, **options):
@@ -94,3 +94,35 @@ def test_same_seed_same_interval():
 def test_refuses(values, options):
     with pytest.raises(ValueError):
         bootstrap(values, **options)
+
+
+@pytest.mark.parametrize(("k", "n", "level"), [(1, 2, 0.95), (7, 18, 0.95), (99, 100, 0.9), (0, 18, 0.95), (5, 5, 0.8)])
+def test_proportion_is_wilsons_formula(k, n, level):
+    z = stats.norm.ppf((1 + level) / 2)
+    middle = (k + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
+    interval = proportion([1] * k + [0] * (n - k), level=level)
+    assert (interval.value, interval.n, interval.n_missing, interval.level) == (k / n, n, 0, level)
+    assert (interval.lo, interval.hi) == pytest.approx((middle - half, middle + half), abs=1e-12)
+
+
+def test_none_of_18_is_not_certainly_none():
+    interval = proportion(np.zeros(18, dtype=bool))
+    assert (interval.value, interval.lo) == (0.0, 0.0)
+    assert interval.hi == pytest.approx(0.1759, abs=1e-4)
+
+
+def test_missing_successes_are_left_out_and_counted():
+    for values in ([True, None, False, True], [1.0, np.nan, 0.0, 1.0], pl.Series([True, None, False, True])):
+        interval = proportion(values)
+        assert (interval.value, interval.n, interval.n_missing) == (pytest.approx(2 / 3), 3, 1)
+    for values, missing in (([], 0), ([None, np.nan], 2)):
+        interval = proportion(values)
+        assert (interval.n, interval.n_missing) == (0, missing)
+        assert interval.summary("x") == {"x": None, "x_lo": None, "x_hi": None}
+
+
+@pytest.mark.parametrize(("values", "level"), [([0.5], 0.95), ([2], 0.95), ([[1]], 0.95), ([np.inf], 0.95), ([1], 1.0)])
+def test_proportion_refuses(values, level):
+    with pytest.raises(ValueError):
+        proportion(values, level=level)

@@ -81,7 +81,8 @@ def test_map_without_rows_and_with_wrong_parts(tmp_path):
 def test_another_run_is_refused_with_the_keys_that_differ(tmp_path):
     folder = tmp_path / "r"
     config = {"layers": (1, 2), "window": {"tokens": 2}, "on": True}
-    opened(folder, config=config, inputs={"facts": "aa"}).close()
+    with opened(folder, config=config, inputs={"facts": "aa"}) as run:
+        run.stage("fit", lambda: {"fit": pl.DataFrame({"a": [1]})})
     opened(folder, config={**config, "layers": [1, 2]}, inputs={"facts": "aa"}).close()  # a tuple is its list
     with pytest.raises(InputError) as refusal:
         opened(folder, config={**config, "window": {"tokens": 3}, "on": 1}, seed=4, inputs={"facts": "bb"})
@@ -93,6 +94,39 @@ def test_another_run_is_refused_with_the_keys_that_differ(tmp_path):
     with pytest.raises(InputError, match="study"):
         opened(folder, study="t", config=config, inputs={"facts": "aa"})
     opened(folder, config=config, inputs={"facts": "aa"}).close()  # a refusal leaves no lock behind
+
+
+def test_a_start_without_any_result_does_not_block_another_config(tmp_path):
+    folder = tmp_path / "r"
+
+    def fails():
+        raise InputError("no such model")
+
+    with opened(folder, config={"k": 3}, inputs={"facts": "aa"}) as run, pytest.raises(InputError):
+        run.record(dtype="float32")
+        run.stage("fit", fails)
+    with opened(folder, study="t", config={"k": 4}, seed=1, inputs={"facts": "bb"}) as run:
+        manifest = read_run(folder).manifest
+        assert (run.study, manifest["config"], manifest["seed"], manifest["inputs"]) == ("t", {"k": 4}, 1, {"facts": "bb"})
+        assert (manifest["record"], manifest["resumed"]) == ({}, [])
+        with pytest.raises(InputError, match="differs in"):  # the run that is open would be lost
+            opened(folder, config={"k": 5})
+        run.stage("fit", lambda: {"fit": pl.DataFrame({"a": [1]})})
+    with pytest.raises(InputError, match="differs in"):
+        opened(folder, config={"k": 5})
+
+
+def test_parts_of_a_stopped_map_are_results_that_block_another_config(tmp_path):
+    def stops_at_b(key):
+        if key == "b":
+            raise KeyboardInterrupt
+        return pl.DataFrame({"key": [key]})
+
+    with opened(tmp_path / "r") as run, pytest.raises(KeyboardInterrupt):
+        run.map("edit", ["a", "b"], stops_at_b)
+    assert read_run(tmp_path / "r").manifest["stages"] == {}
+    with pytest.raises(InputError, match=r"config\.k"):
+        opened(tmp_path / "r", config={"k": 4})
 
 
 def test_folder_that_is_no_run_is_refused_untouched(tmp_path):

@@ -26,7 +26,7 @@ from inscape.models.edit import Edit, edit_taps
 from inscape.models.families import FAMILIES
 from inscape.models.forward import run
 from inscape.models.generate import generate_ids
-from inscape.models.loading import load_parts, tokenizer_hash
+from inscape.models.loading import load_parts, tokenizer_hash, usable_device
 from inscape.models.score import Scorer, Scores, continuation_start
 from inscape.models.sites import Sites
 from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long
@@ -61,7 +61,7 @@ def load(
         check: run the self-check (a few tokens) that proves the hook points on this model.
 
     Raises:
-        InputError: what was wrong with the folder, the weights or the model.
+        InputError: what was wrong with the folder, the weights, the model or the device.
     """
     if device is not None and device_map is not None:
         raise InputError("load: give device or device_map, not both")
@@ -69,7 +69,7 @@ def load(
     if isinstance(source, nn.Module):
         model = source
         if device is not None:
-            model.to(device)
+            model.to(usable_device(device))
         if model.training:
             raise InputError(
                 "the model is in training mode (dropout would change every number): call model.eval() first"

@@ -30,6 +30,8 @@ def load_parts(
     trust_remote_code: bool,
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
     """``(model in eval mode, tokenizer or None, record)`` of a folder or hub id."""
+    if device is not None:
+        device = usable_device(device)
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise InputError(f"load: dtype={dtype!r} is no torch dtype (expected float32, bfloat16, float16 or auto)")
     path = Path(source)
@@ -67,6 +69,15 @@ def load_parts(
     if local:
         record |= {"model": path.name, **folder_hash(path)}
     return model, _tokenizer(name, common, local), record
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The torch device of that name; InputError where there is no such device, or this machine or torch has none."""
+    try:
+        # A name can be right and the device absent: only putting something there tells.
+        return torch.empty(0, device=device).device
+    except Exception as error:  # (an unknown name, a missing GPU and a torch without CUDA raise different things)
+        raise InputError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from error
 
 
 def _tokenizer(name: str, common: dict[str, Any], local: bool) -> Any:

@@ -1,8 +1,11 @@
-"""Bootstrap intervals: how much a headline number would move with other entities, prompts or seeds.
+"""Intervals: how much a headline number would move with other entities, prompts or seeds.
 
 The unit that is drawn again is the one the claim generalises over. Rows that share a unit (ten prompts about one
 entity, all layers of one seed) are not independent; drawing rows then gives intervals that are far too narrow, so
 `groups` draws whole units (the cluster bootstrap). Intervals are percentile intervals (Efron & Tibshirani 1993, ch. 13).
+
+A share of few cases is not for the bootstrap: none of 18 stays none of 18 however often they are drawn, and an interval
+without width claims certainty. `proportion` gives Wilson's score interval instead.
 
 What an interval here does *not* cover: the choice of layer, k or prompt made on the same data, and the training seed
 of the model, unless those are the groups.
@@ -28,8 +31,9 @@ _BLOCK = 8_000_000
 class Interval:
     """An estimate and the bounds between which it would fall with other units.
 
-    `lo` and `hi` are NaN where no interval can be had: fewer than two units, or a statistic that is undefined on more
-    than half of the draws. `n` counts the values used, `n_missing` those left out because they were NaN.
+    `lo` and `hi` are NaN where no interval can be had: no values, fewer than two units to draw from, or a statistic
+    that is undefined on more than half of the draws. `n` counts the values used, `n_missing` those left out because
+    they were NaN.
     """
 
     value: float
@@ -96,6 +100,31 @@ def bootstrap_paired(
     return _bootstrap([_column(x), _column(y)], statistic, groups, n, level, seed)
 
 
+def proportion(successes: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Share of ones among zeros and ones, with Wilson's score interval (Wilson 1927); cases are taken as independent.
+
+    Args:
+        successes: (N,) 0/1 or truth values; NaN (or None) is missing: left out and counted.
+        level: coverage asked for, in (0, 1).
+
+    Raises:
+        ValueError: a value that is neither 0 nor 1, or `level` out of range.
+    """
+    from scipy.stats import binomtest  # slow to import, and a reader of run folders needs none of it
+
+    if not 0 < level < 1:
+        raise ValueError(f"proportion needs 0 < level < 1, not level={level}")
+    column = _column(successes)
+    used = column[~np.isnan(column)]
+    missing = len(column) - len(used)
+    if not np.isin(used, (0, 1)).all():
+        raise ValueError("proportion takes zeros and ones")
+    if len(used) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0, missing, level)
+    bounds = binomtest(int(used.sum()), len(used)).proportion_ci(confidence_level=level, method="wilson")
+    return Interval(float(used.mean()), float(bounds.low), float(bounds.high), len(used), missing, level)
+
+
 def r2(true: ArrayLike, predicted: ArrayLike, axis: int = -1) -> Any:
     """Share of the variance of `true` that `predicted` explains along `axis`; NaN where `true` does not vary."""
     true, predicted = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
@@ -108,9 +137,9 @@ def r2(true: ArrayLike, predicted: ArrayLike, axis: int = -1) -> Any:
 def _column(values: ArrayLike) -> Floats:
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1:
-        raise ValueError(f"bootstrap takes one-dimensional arrays, not shape {column.shape}")
+        raise ValueError(f"intervals take one-dimensional arrays, not shape {column.shape}")
     if np.isinf(column).any():
-        raise ValueError("bootstrap met an infinite value: say what it means (missing, clipped) before averaging it")
+        raise ValueError("an interval met an infinite value: say what it means (missing, clipped) before averaging it")
     return column
 
 

@@ -65,6 +65,11 @@ class FolderLock:
             raise explain(error, path) from error
         _held[self._key] = [descriptor, 1]
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else in this process holds the folder too; no other process does."""
+        return self._key in _held and _held[self._key][1] == 1
+
     def release(self) -> None:
         """Give the lock back; calling it twice is harmless."""
         if self._released or self._key not in _held or self._key[0] != os.getpid():

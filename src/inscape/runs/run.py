@@ -70,6 +70,8 @@ class Run(RunFolder):
     ) -> Run:
         """Create the run folder `out`, or open it again where it was made for the same study, config, seed and inputs.
 
+        A folder whose run failed before it had any result is taken over by whatever is asked for now.
+
         Args:
             config: anything JSON can hold (also tuples, paths, enums, numpy scalars).
             inputs: name -> content hash of each input (data, model).
@@ -90,17 +92,17 @@ class Run(RunFolder):
             raise explain(error, folder) from error
         try:
             # Looked at only with the lock in hand: another process may have finished it a moment ago.
-            if not (folder / "manifest.json").exists():
+            manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+            differing = [
+                line
+                for key in ("study", "seed", "inputs", "config")
+                for line in (differences(manifest[key], asked[key], key) if manifest else [])
+            ]
+            if manifest is None or (differing and lock.alone and not _has_results(folder, manifest)):
                 remove_leftovers(folder)
                 run = cls(folder, asked, lock, quiet)
                 run._save()
                 return run
-            manifest = read_manifest(folder)
-            differing = [
-                line
-                for key in ("study", "seed", "inputs", "config")
-                for line in differences(manifest[key], asked[key], key)
-            ]
             if differing:
                 raise InputError(
                     f"{folder} holds another run, which differs in {'; '.join(differing)}: choose another folder"
@@ -308,6 +310,15 @@ def _refuse_foreign(folder: Path) -> None:
     if strange:
         shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
         raise InputError(f"{folder} holds files but no manifest.json ({shown}): an empty or new folder was expected")
+
+
+def _has_results(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    # Also files of no finished stage: the parts of a map that was stopped are hours of work, and another run that found
+    # them would take them for its own.
+    if manifest["stages"] or manifest.get("finished") is not None:
+        return True
+    shown = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return any(str(path) != "manifest.json" and not path.name.startswith(".") for path in shown)
 
 
 def _checked(name: str) -> str:

@@ -93,7 +93,7 @@ def run_study(name: str, config: Any, out: str | Path, *, quiet: bool = False) -
         config = study.config(**config)
     facts = study.facts(config)
     with Run.open(
-        out, name, config.model_dump(mode="json"), seed=config.seed, inputs=study.inputs(config, facts), quiet=quiet
+        out, name, config.identity(), seed=config.seed, inputs=study.inputs(config, facts), quiet=quiet
     ) as run:
         if not run.done:
             study.run(config, facts, run)

@@ -16,8 +16,8 @@ Method, in the order of the paper:
 The layer and the α of the headline are chosen on dev questions and reported on test questions.
 """
 
+import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -31,12 +31,14 @@ from inscape.data.properties import PROPERTIES
 from inscape.errors import InputError
 from inscape.models import LM, add
 from inscape.runs import Run
-from inscape.runs.intervals import Interval, bootstrap, bootstrap_paired, r2
+from inscape.runs.intervals import bootstrap_paired, r2
+from inscape.studies.numeric_comparison_summary import FIRST, MAIN, OPPOSITE, summarise
 from inscape.studies.numeric_setup import (
     Asked,
     NumericConfig,
     Subject,
     batches,
+    check_facts,
     hidden_site,
     hidden_states,
     sample,
@@ -47,8 +49,6 @@ from inscape.subspaces.directions import DirectionKind, direction, unit
 from inscape.subspaces.estimators import PLSSubspace
 from inscape.subspaces.flips import flips, normalise_answer
 from inscape.subspaces.selection import fit_curve
-
-OPPOSITE = {"yes": "no", "no": "yes"}
 
 
 class Config(NumericConfig):
@@ -71,7 +71,11 @@ class Config(NumericConfig):
     direction: DirectionKind = Field(default="weights", description="which vector of the first component (P4: weights)")
     flip_pairs: int = Field(default=100, ge=4, description="questions edited, half answered Yes, half No (P4: 100)")
     alpha_max: float = Field(default=2.0, gt=0, description="largest |α|, in units of alpha_unit (P4: 30, absolute)")
-    n_alphas: int = Field(default=21, ge=3, description="α values from -alpha_max to alpha_max, 0 included (P4: 40)")
+    n_alphas: int = Field(
+        default=21,
+        ge=3,
+        description="α values from -alpha_max to alpha_max, 0 included; an even number becomes odd (P4: 40)",
+    )
     alpha_unit: Literal["norm", "absolute"] = Field(
         default="norm",
         description="α times the mean norm of the residual at that layer and token, or as it is (P4: absolute)",
@@ -105,8 +109,7 @@ class _Study:
     def __init__(self, config: Config, facts: Facts, run: Run) -> None:
         self.config, self.facts, self.run = config, facts, run
         self.prop = PROPERTIES[config.property]
-        if config.property not in facts.properties:
-            raise InputError(f"property {config.property}: not in these facts ({', '.join(facts.properties)})")
+        check_facts(facts, config.property)
         if config.template >= len(self.prop.comparisons):
             raise InputError(
                 f"template {config.template}: {self.prop.name} has {len(self.prop.comparisons)} comparisons"
@@ -251,12 +254,11 @@ class _Study:
         return float(np.linalg.norm(self.data("train", layer)[0][1::2], axis=1).mean())  # the second entities
 
     def chosen(self, split: str) -> pl.DataFrame:
-        """Questions to edit: rightly answered ones, half Yes, half No; any validly answered, if those are too few."""
-        rows = self.pairs.filter((pl.col("split") == split) & pl.col("answer").is_in(list(OPPOSITE)))
-        right = rows.filter("correct")
-        rows = right if min((right["answer"] == a).sum() for a in OPPOSITE) >= 2 else rows
-        half = self.config.flip_pairs // 2
-        return pl.concat([sample(rows.filter(pl.col("answer") == a), half, self.config.seed) for a in OPPOSITE])
+        """Questions to edit: rightly answered ones, half Yes, half No; none if a class has fewer than two."""
+        right = self.pairs.filter((pl.col("split") == split) & pl.col("correct"))
+        half = min(self.config.flip_pairs // 2, *(int((right["answer"] == a).sum()) for a in OPPOSITE))
+        half = half if half >= 2 else 0
+        return pl.concat([sample(right.filter(pl.col("answer") == a), half, self.config.seed) for a in OPPOSITE])
 
     def turned(self, rows: pl.DataFrame, which: Literal["x", "y"], layer: int, axis: np.ndarray) -> pl.DataFrame:
         """Answers of each question at each α: pair_id, answer (unedited), alpha, edited."""
@@ -282,6 +284,8 @@ class _Study:
         )
 
     def sweep_layers(self) -> None:
+        if self.config.layer is not None and self.config.layer >= self.X.shape[1]:
+            raise InputError(f"layer {self.config.layer}: the model has hidden states 0 to {self.X.shape[1] - 1}")
         rows = self.chosen("dev")
         tables = self.run.map(
             "layer_sweep",
@@ -291,14 +295,11 @@ class _Study:
             ),
         )
         counted = self.run.stage("layer_flips", lambda: {"layer_flips": _counted(tables, "layer")})["layer_flips"]
-        self.layer, self.alpha = 0, 0.0
+        self.layer: int = 0 if self.config.layer is None else self.config.layer
+        self.alpha: float | None = None
+        if self.config.layer is not None:
+            counted = counted.filter(pl.col("layer") == self.config.layer)
         if counted.height:
-            if self.config.layer is not None:
-                if self.config.layer >= self.X.shape[1]:
-                    raise InputError(
-                        f"layer {self.config.layer}: the model has hidden states 0 to {self.X.shape[1] - 1}"
-                    )
-                counted = counted.filter(pl.col("layer") == self.config.layer)
             # Most valid flips; of equals the gentlest edit, then the lowest layer.
             best = counted.with_columns(pl.col("alpha").abs().alias("size")).sort(
                 ["flip_valid", "size", "layer"], descending=[True, False, False], nulls_last=True
@@ -308,8 +309,8 @@ class _Study:
     def intervene(self) -> None:
         rows = self.chosen("test")
         axes: dict[str, tuple[Literal["x", "y"], np.ndarray]] = {
-            "PLS, second entity": ("y", self.axis(self.layer)),
-            "PLS, first entity": ("x", self.axis(self.layer)),
+            MAIN: ("y", self.axis(self.layer)),
+            FIRST: ("x", self.axis(self.layer)),
         }
         draws = random_directions(self.X.shape[2], n_draws=self.config.random_directions, random_state=self.config.seed)
         axes |= {f"random {i + 1}": ("y", u) for i, u in enumerate(draws)}
@@ -325,82 +326,38 @@ class _Study:
     # -- what came out ---------------------------------------------------------------------------------------------
 
     def summarise(self) -> None:
-        seed = self.config.seed
-        test = self.pairs.filter(pl.col("split") == "test")
-        X, y, _ = self.data("test", self.r2_layer)
-        Xa, ya, _ = self.data("train", self.r2_layer)
-        fitted = PLSSubspace(self.k).fit(Xa, ya)
-        entity = [i for i in self.data("test", self.r2_layer)[2]]
-        main = self.edits.filter((pl.col("direction") == "PLS, second entity") & (pl.col("alpha") == self.alpha))
-        flipped = np.array([OPPOSITE.get(a) == b for a, b in zip(main["answer"], main["edited"], strict=True)], float)
-        invalid = np.array([b not in OPPOSITE for b in main["edited"]], float)
-        best_random = (
-            self.flips.filter(pl.col("direction").str.starts_with("random"))
-            .group_by("direction")
-            .agg(pl.col("flip_valid").max())["flip_valid"]
-        ).fill_null(float("nan"))
-        of = {
-            name: self.flips.filter(pl.col("direction") == name) for name in ("PLS, second entity", "PLS, first entity")
-        }
-        estimates: dict[str, Interval] = {
-            "accuracy": bootstrap(
-                test["correct"].cast(pl.Float64).to_numpy(), groups=test["x_id"].to_list(), seed=seed
-            ),
-            "consistency": bootstrap(
-                test["consistent"].cast(pl.Float64).to_numpy(), groups=test["x_id"].to_list(), seed=seed
-            ),
-            "r2_best_layer": bootstrap_paired(y, fitted.predict(X), r2, groups=entity, seed=seed),
-            "flip_valid_at_best_alpha": bootstrap(flipped, seed=seed) if len(flipped) else _nothing(),
-            "invalid_rate": bootstrap(invalid, seed=seed) if len(invalid) else _nothing(),
-            "flip_random_p95": bootstrap(best_random.to_numpy(), partial(np.quantile, q=0.95), seed=seed)
-            if len(best_random)
-            else _nothing(),
-        }
-        summary: dict[str, float | int | str | None] = {}
-        for name, interval in estimates.items():
-            summary |= interval.summary(name)
-        paper = of["PLS, second entity"]["changed_any_so_far"]
+        X, y, entities = self.data("test", self.r2_layer)
+        fitted = PLSSubspace(self.k).fit(*self.data("train", self.r2_layer)[:2])
+        own = {"r2_layer": self.r2_layer, "k": self.k, "n_layers": self.X.shape[1] - 1, "property": self.prop.name}
         self.run.summary(
-            summary
-            | {
-                "best_layer": self.layer,
-                "best_alpha": self.alpha,
-                "r2_layer": self.r2_layer,
-                "k": self.k,
-                "n_layers": self.X.shape[1] - 1,
-                "property": self.prop.name,
-                "n_pairs": test.height,
-                "n_edited": main.height,
-                "accuracy_one_entity_floor": self.one_entity_floor(test),
-                "n_invalid_answers": int((~test["answer"].is_in(list(OPPOSITE))).sum()),
-                "flip_any_alpha_paper": float(paper.max()) if len(paper) else None,  # type: ignore[arg-type]
-                "flip_any_alpha_random": _mean(
-                    self.flips.filter(pl.col("direction").str.starts_with("random"))
-                    .group_by("direction")
-                    .agg(pl.col("changed_any_so_far").max())["changed_any_so_far"]
-                ),
-                "flip_valid_both_signs": _both_signs(of["PLS, second entity"]),
-                "flip_first_entity": _at(of["PLS, first entity"], -self.alpha),
-            }
-        )
+            summarise(
+                self.run, layer=self.layer, alpha=self.alpha, one_entity=self.by_one_entity(), seed=self.config.seed,
+                r2_best=bootstrap_paired(y, fitted.predict(X), r2, groups=entities, seed=self.config.seed),
+            )
+            | own
+        )  # fmt: skip
 
-    def one_entity_floor(self, test: pl.DataFrame) -> float:
-        """Accuracy of looking at X alone and asking whether it lies below the training median: what no comparison gives."""
+    def by_one_entity(self) -> np.ndarray:
+        """Per test question, whether it is answered by asking if X alone lies below the training median."""
         middle = float(np.median(self.facts.of(self.prop.name, "train")["value"].to_numpy()))
         comparison = self.prop.comparisons[self.config.template]
+        test = self.pairs.filter(pl.col("split") == "test")
         guess = [comparison.answer(x, middle) for x in test["x_value"]]
-        return float(np.mean([g == label for g, label in zip(guess, test["label"], strict=True)]))
+        return np.array([g == label for g, label in zip(guess, test["label"], strict=True)], dtype=float)
 
 
 def first_word(output: str) -> str:
     """The answer as compared: the first word, without case and stops; empty if nothing was written."""
-    words = output.split()
+    # Instruct models wrap it: **Yes**, "Yes", (Yes):
+    words = [stripped for word in output.split() if (stripped := re.sub(r"^\W+|\W+$", "", word))]
     return normalise_answer(words[0]) if words else ""
 
 
 def _pairs_to_be_had(values: np.ndarray, min_gap: float) -> int:
-    gaps = np.abs(values[:, None] - values[None])
-    return int(((gaps > 0) & (gaps >= min_gap)).sum()) // 2
+    """Unordered pairs whose values differ, by ``min_gap`` at least."""
+    ordered = np.sort(values)
+    side: Literal["left", "right"] = "left" if min_gap > 0 else "right"
+    return int((len(ordered) - np.searchsorted(ordered, ordered + min_gap, side)).sum())
 
 
 def _counted(table: pl.DataFrame, by: str) -> pl.DataFrame:
@@ -419,24 +376,3 @@ def _counted(table: pl.DataFrame, by: str) -> pl.DataFrame:
             schema={by: pl.String, "alpha": pl.Float64, "flip_valid": pl.Float64, "changed_any_so_far": pl.Float64}
         )
     )
-
-
-def _both_signs(flips_of: pl.DataFrame) -> float | None:
-    """Share flipped where each class gets the best α of the sign that can flip it (a single α flips one class only)."""
-    best = [flips_of[f"flip_from_{a}"].drop_nans().max() for a in OPPOSITE if f"flip_from_{a}" in flips_of.columns]
-    return float(np.mean([float(b) for b in best if b is not None])) if any(b is not None for b in best) else None  # type: ignore[arg-type]
-
-
-def _at(flips_of: pl.DataFrame, alpha: float) -> float | None:
-    here = flips_of.filter((pl.col("alpha") - alpha).abs() < 1e-9)["flip_valid"]
-    return float(here[0]) if len(here) else None
-
-
-def _mean(values: pl.Series) -> float | None:
-    mean = values.mean()
-    return None if mean is None else float(mean)  # type: ignore[arg-type]
-
-
-def _nothing() -> Interval:
-    """An estimate of nothing: the model gave no valid answer to be turned."""
-    return Interval(float("nan"), float("nan"), float("nan"), 0)

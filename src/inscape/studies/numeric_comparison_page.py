@@ -8,6 +8,7 @@ import polars as pl
 from inscape.runs import Headline, Page, Reported, Section
 from inscape.runs.folder import RunFolder, Scalar
 from inscape.runs.theme import MUTED, PALETTE
+from inscape.studies.numeric_comparison_summary import FIRST, MAIN
 
 HEADLINES = (
     Headline("accuracy", "Questions answered rightly", "Test pairs; chance is 0.5.", "The model"),
@@ -18,7 +19,8 @@ HEADLINES = (
     Headline("r2_layer", "… at layer", "Best on dev.", "Reading"),
     Headline("flip_valid_at_best_alpha", "Answers turned", "To the valid opposite, at one α and one layer chosen on dev. One α turns one class, so 0.5 is about the most.", "Intervention"),
     Headline("flip_random_p95", "… random directions, 95th percentile", "Each draw at its own best α.", "Intervention"),
-    Headline("flip_valid_both_signs", "Answers turned, both signs", "Each class at the best α of the sign that can turn it.", "Intervention"),
+    Headline("flip_both_signs", "Answers turned, each class at its sign", "Both α chosen on dev, of opposite signs.", "Intervention"),
+    Headline("flip_both_signs_random_p95", "… random directions, 95th percentile", "Each draw at its own best pair of α.", "Intervention"),
     Headline("flip_first_entity", "First entity edited instead", "At the opposite α: editing the first entity must turn answers the other way.", "Intervention"),
     Headline("flip_any_alpha_paper", "Changed at any α (the paper's count)", "Any change, garbage too, at any α: saturates.", "Intervention"),
     Headline("flip_any_alpha_random", "… random directions, mean", "The same count.", "Intervention"),
@@ -80,7 +82,7 @@ def _named(run: RunFolder) -> pl.DataFrame:
 
 
 def _flips(run: RunFolder) -> alt.TopLevelMixin:
-    domain = ["PLS, second entity", "PLS, first entity", "random, second entity"]
+    domain = [MAIN, FIRST, "random, second entity"]
     unit = "residual norms" if run.manifest["config"]["alpha_unit"] == "norm" else "absolute"
     base = alt.Chart(_named(run)).encode(
         x=alt.X("alpha:Q", title=f"α ({unit})"),
@@ -124,14 +126,26 @@ def verdict(summary: Mapping[str, Scalar]) -> str:
         value = summary.get(key)
         return float("nan") if value is None else float(value)
 
-    if number("accuracy_lo") > 0.5:
-        behaviour = f"The model compares better than chance ({number('accuracy'):.0%} right)."
+    if number("n_invalid_answers") >= number("n_pairs"):
+        behaviour = "The model answers neither Yes nor No."
+    elif number("accuracy_above_floor_lo") > 0:
+        behaviour = f"The model compares: {number('accuracy'):.0%} right, where looking at one entity gives {number('accuracy_one_entity_floor'):.0%}."
+    elif number("accuracy_lo") > 0.5:
+        behaviour = f"The model is right in {number('accuracy'):.0%}, better than chance but not better than looking at one entity only."
+    elif number("accuracy_hi") < 0.5:
+        behaviour = f"The model is right in only {number('accuracy'):.0%} of the questions, less than chance."
     else:
         behaviour = "The model does not compare better than chance."
-    if number("flip_valid_at_best_alpha_lo") > number("flip_random_p95"):
-        turned = "Moving the second entity along the first PLS component turns answers to the valid opposite, more often than 95 % of random directions."
-    elif summary.get("flip_valid_at_best_alpha") is None:
-        turned = "It gave too few valid answers for any to be turned: no effect is claimed."
+    n = summary.get("n_random")
+    if summary.get("flip_both_signs") is None:
+        turned = "It gave too few right answers of both kinds for any to be turned: no effect is claimed."
+    elif number("flip_both_signs_lo") > number("flip_both_signs_random_p95"):
+        rival = (
+            "95 % of random directions"
+            if number("n_random") >= 20
+            else f"the 95th percentile of only {n} random directions"
+        )
+        turned = f"Moving the second entity along the first PLS component turns {number('flip_both_signs'):.0%} of the answers to the valid opposite, more than {rival} ({number('flip_both_signs_random_p95'):.0%})."
     else:
         turned = "Moving the second entity along the first PLS component turns no more answers than random directions may: no effect is claimed."
     return f"{behaviour} {turned}"
@@ -139,7 +153,7 @@ def verdict(summary: Mapping[str, Scalar]) -> str:
 
 def examples(run: RunFolder) -> pl.DataFrame:
     """Some questions, with the answers before and at the ends of the α range."""
-    edits = run.table("interventions").filter(pl.col("direction") == "PLS, second entity")
+    edits = run.table("interventions").filter(pl.col("direction") == MAIN)
     ends = [edits["alpha"].min(), run.read_summary()["best_alpha"], edits["alpha"].max()]
     rows = edits.filter(pl.col("alpha").is_in(ends)).with_columns(
         pl.format("α = {}", pl.col("alpha").round(2)).alias("at")

@@ -24,13 +24,13 @@ import numpy as np
 import polars as pl
 import torch
 from pydantic import Field
-from sklearn.base import clone
 
 from inscape.data.facts import Facts
 from inscape.data.properties import PROPERTIES, Property
 from inscape.errors import InputError
 from inscape.models import LM, Edit, Window, add
 from inscape.runs import Run
+from inscape.studies.numeric_monotonic_plan import plan_edits
 from inscape.studies.numeric_monotonic_summary import summarise
 from inscape.studies.numeric_setup import (
     Asked,
@@ -38,6 +38,7 @@ from inscape.studies.numeric_setup import (
     Subject,
     ask,
     batches,
+    check_facts,
     hidden_site,
     hidden_states,
     is_correct,
@@ -45,14 +46,8 @@ from inscape.studies.numeric_setup import (
     sample,
     subject_of,
 )
-from inscape.subspaces.controls import (
-    ControlKind,
-    control_curve,
-    random_directions,
-    shuffled_directions,
-    summarise_draws,
-)
-from inscape.subspaces.directions import DirectionKind, edit_vectors, prediction_change, steps
+from inscape.subspaces.controls import ControlKind, control_curve, random_directions, summarise_draws
+from inscape.subspaces.directions import DirectionKind, edit_vectors, steps
 from inscape.subspaces.effects import effects_table
 from inscape.subspaces.estimators import PLSSubspace
 from inscape.subspaces.name_floor import name_floor
@@ -100,7 +95,12 @@ class Config(NumericConfig):
     random_directions: int = Field(
         default=20, ge=1, description="draws of equal-norm random directions (20 or more for a p95)"
     )
-    shuffled_draws: int = Field(default=20, ge=2, description="draws of shuffled labels")
+    shuffled_draws: int = Field(
+        default=20, ge=2, description="draws of shuffled labels, for the fit and for directions"
+    )
+    show: tuple[str, ...] = Field(
+        default=(), description="names of test entities whose answers the report shows step by step (P7: Karl Popper)"
+    )
     max_new_tokens: int = Field(default=8, ge=1, description="tokens generated per answer (P7: 6)")
 
 
@@ -109,6 +109,9 @@ SMOKE = {
     "side_effect_entities": 5, "side_effect_steps": 3, "random_directions": 3, "shuffled_draws": 3, "limit": 120,
 }  # fmt: skip
 """What ``--smoke`` sets: the whole pipeline at the smallest sizes."""
+
+RANDOM = "random direction"
+"""The row of the side-effect matrix that was fitted on nothing."""
 
 
 def run(config: Config, facts: Facts, run: Run) -> None:
@@ -129,8 +132,7 @@ class _Study:
     def __init__(self, config: Config, facts: Facts, run: Run) -> None:
         self.config, self.facts, self.run = config, facts, run
         self.prop = PROPERTIES[config.property]
-        if config.property not in facts.properties:
-            raise InputError(f"property {config.property}: not in these facts ({', '.join(facts.properties)})")
+        check_facts(facts, config.property)
         if config.question >= len(self.prop.questions):
             raise InputError(f"question {config.question}: {self.prop.name} has {len(self.prop.questions)} paraphrases")
         if config.window_tokens[0] > config.window_tokens[1]:
@@ -232,12 +234,22 @@ class _Study:
 
     # -- where it is editable, and the choice of the layer ---------------------------------------------------------
 
+    def training(self, name: str, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Training activations ``[entity, d]`` and values on the target's scale."""
+        Xa, ya, _ = self.split(name, X)["train"]
+        return Xa, TargetTransform(self.config.target).fit(ya).transform(ya)
+
+    def k_at(self, layer: int) -> int:
+        return int(self.layers.filter(pl.col("layer") == layer)["k"][0])
+
     def fitted(self, layer: int) -> PLSSubspace:
-        X, y, _ = self.split(self.prop.name, self.X[:, layer])["train"]
-        z = TargetTransform(self.config.target).fit(y).transform(y)
-        return PLSSubspace(self.k_max).fit(X, z)
+        """PLS of one layer; for ``coefficient``, which is the sum over components, cut at the k that dev chose there."""
+        full = PLSSubspace(self.k_max).fit(*self.training(self.prop.name, self.X[:, layer]))
+        return full.truncate(self.k_at(layer)) if self.config.direction == "coefficient" else full
 
     def choose_layers(self) -> None:
+        if self.config.layer is not None and self.config.layer >= self.X.shape[1]:
+            raise InputError(f"layer {self.config.layer}: the model has hidden states 0 to {self.X.shape[1] - 1}")
         rows = sample(self.facts.of(self.prop.name, "dev"), self.config.sweep_entities, self.config.seed)
 
         def one_layer(key: str) -> pl.DataFrame:
@@ -250,8 +262,6 @@ class _Study:
         effects = effects_table(sweep, ["layer", "entity_id"], output="number")
         self.run.stage("layer_effects", lambda: {"layer_effects": effects})
         if self.config.layer is not None:
-            if self.config.layer >= self.X.shape[1]:
-                raise InputError(f"layer {self.config.layer}: the model has hidden states 0 to {self.X.shape[1] - 1}")
             self.layer = self.edit_layer = self.config.layer
             return
         # Where it reads best and where it moves most are two questions; dev answers both. An edit is tried only where at
@@ -266,13 +276,17 @@ class _Study:
     # -- 4. edits and their controls -------------------------------------------------------------------------------
 
     def edited(
-        self, prop: Property, rows: pl.DataFrame, vectors_Sd: np.ndarray, layers: Iterable[int], dose: np.ndarray
+        self, prop: Property, rows: pl.DataFrame, vectors: np.ndarray, layers: Iterable[int], dose: np.ndarray
     ) -> pl.DataFrame:
-        """Answers of each entity at each step: entity_id, step, output, number, nll (of the output, unedited model)."""
-        asked = self.asked(prop, rows["label"].to_list()).repeated(len(vectors_Sd))
-        vectors = torch.from_numpy(np.tile(vectors_Sd, (rows.height, 1))).float()
+        """Answers of each entity at each step: entity_id, step, output, number, nll (of the output, unedited model).
+
+        ``vectors`` are ``[step, d]`` for all entities, or ``[entity, step, d]``.
+        """
+        asked = self.asked(prop, rows["label"].to_list()).repeated(len(dose))
+        each = np.broadcast_to(vectors, (rows.height, *vectors.shape[-2:])).reshape(-1, vectors.shape[-1])
+        added = torch.from_numpy(each.copy()).float()
         window = Window("mention_last", *self.config.window_tokens)
-        edits: list[Edit] = [add(*hidden_site(self.lm, layer), vectors, tokens=window) for layer in layers]
+        edits: list[Edit] = [add(*hidden_site(self.lm, layer), added, tokens=window) for layer in layers]
         ids = self.lm.generate_ids(
             asked.prompts, edits=edits, mentions=asked.spans, max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
@@ -280,7 +294,7 @@ class _Study:
         outputs = self.lm.decode(ids)
         return pl.DataFrame(
             {
-                "entity_id": np.repeat(rows["entity_id"].to_numpy(), len(vectors_Sd)),
+                "entity_id": np.repeat(rows["entity_id"].to_numpy(), len(dose)),
                 "step": np.tile(dose, rows.height),
                 "output": outputs,
                 "number": pl.Series([read_number(prop, output) for output in outputs], dtype=pl.Float64),
@@ -317,33 +331,17 @@ class _Study:
         self.run.stage("projection", lambda: {"projection": self.projection(self.fitted(self.layer))})
 
     def edit(self) -> None:
-        config, pls = self.config, self.fitted(self.edit_layer)
-        k = int(self.layers.filter(pl.col("layer") == self.edit_layer)["k"][0])
-        rows = sample(self.facts.of(self.prop.name, "test"), config.entities, config.seed)
-        S, dose = config.n_steps, steps(config.n_steps)
-        main = edit_vectors(pls, 0, S, config.direction)
-        signed_norm = np.sign(dose) * np.linalg.norm(main, axis=1)
-        kinds: list[DirectionKind] = ["weights", "loadings", "coefficient"]
-        plans: dict[str, np.ndarray] = {
-            f"{config.direction} {c + 1}": edit_vectors(pls, c, S, config.direction)
-            for c in range(min(config.components, pls.n_components_))
-        }
-        for kind in kinds:
-            if kind != config.direction:
-                # Same norm at every step as the main direction: a difference is one of direction, not of dose.
-                toward = edit_vectors(pls.truncate(k), 0, 3, kind)[-1] if kind == "weights" else pls.truncate(k).coef_
-                plans[f"{kind} (same norm)"] = np.outer(signed_norm, toward / np.linalg.norm(toward))
-        X, y, _ = self.split(self.prop.name, self.X[:, self.edit_layer])["train"]
-        for i, u in enumerate(
-            random_directions(X.shape[1], n_draws=config.random_directions, random_state=config.seed)
-        ):
-            plans[f"random {i + 1}"] = np.outer(signed_norm, u)
-        shuffled = shuffled_directions(
-            PLSSubspace(1), X, y, kind=config.direction, component=0, n_draws=min(config.shuffled_draws, 5),
-            random_state=config.seed,
+        config, pls, at = self.config, self.fitted(self.edit_layer), self.X[:, self.edit_layer]
+        test = self.facts.of(self.prop.name, "test")
+        rows = pl.concat(
+            [sample(test, config.entities, config.seed), test.filter(pl.col("label").is_in(list(config.show)))]
+        ).unique("entity_id", maintain_order=True)
+        dose = steps(config.n_steps)
+        plans = plan_edits(
+            pls, self.k_at(self.edit_layer), *self.training(self.prop.name, at), config.direction,
+            components=config.components, n_steps=config.n_steps, n_random=config.random_directions,
+            n_shuffled=config.shuffled_draws, seed=config.seed,
         )  # fmt: skip
-        for i, u in enumerate(shuffled):
-            plans[f"shuffled {i + 1}"] = np.outer(signed_norm, u)
 
         def one_plan(key: str) -> pl.DataFrame:
             table = self.edited(self.prop, rows, plans[key], self.window, dose)
@@ -355,12 +353,8 @@ class _Study:
             )  # fmt: skip
 
         edits = self.run.map("edits", list(plans), one_plan)
-        self.effects = self.run.stage(
-            "effects",
-            lambda: {"effects": effects_table(edits, ["direction", "kind", "which", "entity_id"], output="number")},
-        )["effects"]
-        self.edits = edits
-        self.expected_slope = prediction_change(pls, main[-1] - main[0]) / 2 if config.target == "raw" else None
+        by = ["direction", "kind", "which", "entity_id"]
+        self.run.stage("effects", lambda: {"effects": effects_table(edits, by, output="number")})
 
     def fit_controls(self) -> dict[str, pl.DataFrame]:
         data = self.split(self.prop.name, self.X[:, self.layer])
@@ -383,7 +377,7 @@ class _Study:
             for kind in kinds
         ]
         floor = name_floor(a["label"].to_list(), ya, c["label"].to_list(), yc, target=self.config.target)
-        pls = clone(PLSSubspace(self.k)).fit(Xa, za)
+        pls = PLSSubspace(self.k).fit(Xa, za)
         return {
             "fit_controls": summarise_draws(pl.concat(draws)),
             "predictions": c.select("entity_id", "label").with_columns(
@@ -401,28 +395,34 @@ class _Study:
     # -- 5. side effects -------------------------------------------------------------------------------------------
 
     def side_effects(self) -> None:
-        names = self.facts.properties
-        S = self.config.side_effect_steps
+        names, S = self.facts.properties, self.config.side_effect_steps
+        norm = np.linalg.norm(self.side_vectors(self.prop.name), axis=1)
 
         def one_cell(key: str) -> pl.DataFrame:
             fitted_on, measured = key.split(" > ")
-            X = (
-                self.X[:, self.edit_layer]
-                if fitted_on == self.prop.name
-                else self.captured(fitted_on, [self.edit_layer])["X"][:, 0]
-            )
-            Xa, ya, _ = self.split(fitted_on, X)["train"]
-            vectors = edit_vectors(PLSSubspace(1).fit(Xa, ya), 0, S, self.config.direction)
             rows = sample(self.facts.of(measured, "test"), self.config.side_effect_entities, self.config.seed)
+            if fitted_on == RANDOM:  # a direction of its own for every entity, at the studied property's norms
+                draws = random_directions(self.X.shape[2], n_draws=rows.height, random_state=self.config.seed)
+                vectors = draws[:, None] * (np.sign(steps(S)) * norm)[None, :, None]
+            else:
+                vectors = self.side_vectors(fitted_on)
             table = self.edited(PROPERTIES[measured], rows, vectors, self.window, steps(S))
-            sd = float(self.facts.of(measured, "train")["value"].std())  # type: ignore[arg-type]
+            sd = float(np.std(self.facts.of(measured, "train")["value"].to_numpy()))
             return effects_table(table, ["entity_id"], output="number").with_columns(
                 pl.lit(fitted_on).alias("fitted_on"), pl.lit(measured).alias("measured"),
                 (pl.col("slope") / sd).alias("slope_sd"),
             )  # fmt: skip
 
-        cells = [f"{a} > {b}" for a in names for b in names]
-        self.cells = self.run.map("side_effects", cells, one_cell)
+        self.run.map("side_effects", [f"{a} > {b}" for a in (*names, RANDOM) for b in names], one_cell)
+
+    def side_vectors(self, name: str) -> np.ndarray:
+        """``[step, d]``: the first component of a property's own fit at the layer that is edited."""
+        mine = name == self.prop.name
+        X = self.X[:, self.edit_layer] if mine else self.captured(name, [self.edit_layer])["X"][:, 0]
+        k = self.k_at(self.edit_layer) if self.config.direction == "coefficient" else 1
+        return edit_vectors(
+            PLSSubspace(k).fit(*self.training(name, X)), 0, self.config.side_effect_steps, self.config.direction
+        )
 
     # -- what came out ---------------------------------------------------------------------------------------------
 
@@ -437,6 +437,6 @@ class _Study:
                 edit_layer=self.edit_layer,
                 n_layers=self.X.shape[1] - 1,
                 seed=self.config.seed,
+                raw=self.config.target == "raw",
             )
-            | {"slope_expected": self.expected_slope}
         )

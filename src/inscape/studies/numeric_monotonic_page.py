@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from inscape.data.properties import PROPERTIES
@@ -16,18 +17,26 @@ HEADLINES = (
     Headline("n_missing", "Answers without a number", "Test entities whose answer could not be read; never counted as 0.", "The model"),
     Headline("r2_test", "R² on test", "Variance of the value that PLS reads from the entity's last token, entities never seen.", "Reading"),
     Headline("r2_test_shuffled", "R² with shuffled labels", "The same fit on permuted labels: what chance gives.", "Reading"),
+    Headline("r2_above_names", "R² beyond names", "R² of the activations less R² of the names, on the same entities.", "Reading"),
     Headline("r2_name_floor", "R² from names alone", "A reader of character n-grams, without any model: names carry era and place.", "Reading"),
     Headline("k", "Components", "Chosen on dev entities.", "Reading"),
     Headline("layer", "Hidden state read", "Best on dev entities; 0 is the embeddings.", "Reading"),
     Headline("edit_layer", "Hidden state edited", "Of those that read at least half as well as the best, the one where an edit moves dev answers most.", "Editing"),
+    Headline("n_never_moved", "Entities that never moved", "Of those edited; they have a slope of 0 and no rank correlation.", "Editing"),
     Headline("spearman_edit", "Spearman of dose and answer", "Mean over entities, signed. Blind to the size of the effect: read it with the slope.", "Editing"),
     Headline("spearman_random", "… random directions", "Mean over draws of |mean over entities|, equal norm at every step.", "Editing"),
     Headline("slope_edit", "Slope", "Change of the written number per unit of step; a step of 1 reaches the training extreme.", "Editing"),
+    Headline("slope_edit_median", "Slope, median entity", "Not moved by a few wild answers.", "Editing"),
     Headline("slope_random_p95", "… random directions, 95th percentile", "Of |mean slope| over the random draws.", "Editing"),
     Headline("slope_shuffled", "… directions fitted to shuffled labels", "Mean |slope|. They lie where activations vary most, so they move answers too where the property is most of the variance.", "Editing"),
     Headline("share_parsed_edit", "Edited answers with a number", "Share over all steps.", "Editing"),
-    Headline("main_effect_mean", "Effect on the property itself", "Mean |Spearman|, direction and question about the same property.", "Side effects"),
-    Headline("side_effect_mean", "Effect on other properties", "Mean |Spearman|, direction fitted on one property, question about another.", "Side effects"),
+    Headline("share_in_range_edit", "Edited answers within the range of known values", "The rest are numbers that no training entity has.", "Editing"),
+    Headline("main_effect_slope", "Effect on the property itself", "Mean |slope| in standard deviations of the property.", "Side effects"),
+    Headline("side_effect_slope", "Effect on other properties", "The same direction, questions about other properties; mean |slope| in their standard deviations.", "Side effects"),
+    Headline("side_effect_slope_random", "… random directions", "One of the same norm for every entity.", "Side effects"),
+    Headline("main_effect_mean", "|Spearman|, the property itself", "Blind to size.", "Side effects"),
+    Headline("side_effect_mean", "|Spearman|, other properties", "Blind to size.", "Side effects"),
+    Headline("side_effect_random", "… random directions", "How high |Spearman| is for no reason.", "Side effects"),
     Headline("perplexity_unedited", "Perplexity of unedited answers", "Under the unedited model.", "Quality of the text"),
     Headline("perplexity_extremes", "… at the ends of the range", "Steps -1 and 1, scored by the unedited model.", "Quality of the text"),
 )  # fmt: skip
@@ -38,7 +47,7 @@ REPORTED = (
     Reported("|Spearman| of one entity (Karl Popper), components 1 to 6", "0.91 0.87 0.72 0.97 0.98 0.39 (the paper's table)", key="abs_spearman_edit",
              why="Here: mean over entities of the first component. |Spearman| is near 1 for random directions too."),
     Reported("Random-direction baseline of the edit", "none in the published code", key="slope_random_p95", why="Added: without it |Spearman| can't be read."),
-    Reported("Side effects", "a figure only; no number could be verified", key="side_effect_mean",
+    Reported("Side effects", "a figure only; no number could be verified", key="side_effect_slope",
              why="Here the token window is found in the prompt that is measured."),
 )  # fmt: skip
 
@@ -250,26 +259,35 @@ def _side_effects(run: RunFolder) -> alt.TopLevelMixin:
     return alt.hconcat(*panels).resolve_scale(color="independent")
 
 
-def popper_table(run: RunFolder) -> tuple[str, pl.DataFrame]:
-    """The paper's table of outputs along the direction, for the entity that the first component moves most typically.
+def popper_tables(run: RunFolder) -> list[tuple[str, pl.DataFrame]]:
+    """The paper's table of outputs along the direction: of the entities asked for, else of one of median slope.
 
-    ``(label, table)``: a row per step, a column per component edited, first lines of the outputs as written.
+    ``[(label, table)]``: a row per step, a column per component edited, first lines of the outputs as written.
     """
     config = run.manifest["config"]
-    effects = run.table("effects").filter(pl.col("direction") == f"{config['direction']} 1").with_row_index()
-    typical = effects.drop_nans("slope").sort("slope")
-    entity = (typical if typical.height else effects)["entity_id"][(typical.height or effects.height) // 2]
-    label = run.table("projection").filter(pl.col("entity_id") == entity)["label"][0]
-    rows = run.table("edits").filter(
-        (pl.col("entity_id") == entity)
-        & (pl.col("kind") == config["direction"])
-        & ~pl.col("direction").str.contains("norm")
+    facts = run.table("projection").select("entity_id", "label")
+    effects = run.table("effects").filter(pl.col("direction") == f"{config['direction']} 1").join(facts, on="entity_id")
+    shown = effects.filter(pl.col("label").is_in(list(config["show"])))
+    if shown.is_empty():
+        typical = effects.drop_nans("slope").sort("slope")
+        pool = typical if typical.height else effects
+        shown = pool[pool.height // 2 : pool.height // 2 + 1]
+    edits = (
+        run.table("edits")
+        .filter((pl.col("kind") == config["direction"]) & ~pl.col("direction").str.contains("norm"))
+        .with_columns(
+            pl.col("output").str.strip_chars().str.split("\n").list.first(), ("component " + pl.col("which")).alias("c")
+        )
     )
-    table = rows.with_columns(
-        pl.col("output").str.strip_chars().str.split("\n").list.first(), ("component " + pl.col("which")).alias("c")
-    )
-    wide = table.pivot("c", index="step", values="output").sort("step", descending=True)
-    return label, wide
+    return [
+        (
+            label,
+            edits.filter(pl.col("entity_id") == entity)
+            .pivot("c", index="step", values="output")
+            .sort("step", descending=True),
+        )
+        for entity, label in shown.select("entity_id", "label").iter_rows()
+    ]
 
 
 def examples(run: RunFolder) -> pl.DataFrame:
@@ -304,21 +322,33 @@ def verdict(summary: Mapping[str, Scalar]) -> str:
         value = summary.get(key)
         return float("nan") if value is None else float(value)
 
-    if number("r2_test_lo") > max(number("r2_test_shuffled_hi"), number("r2_name_floor")):
+    beyond_chance = number("r2_test_lo") > number("r2_test_shuffled_hi") and number("r2_test_lo") > 0
+    if beyond_chance and number("r2_above_names_lo") > 0:
         reading = "The value can be read from the activations, beyond chance and beyond what names alone give away."
-    elif number("r2_test_lo") > number("r2_test_shuffled_hi"):
-        reading = "The value can be read from the activations, but not better than from the names alone: this is no evidence of knowledge."
+    elif beyond_chance:
+        reading = "The value can be read from the activations beyond chance, but not clearly beyond what names alone give away: this is no evidence of knowledge."
+    elif np.isnan(number("r2_test_lo")):
+        reading = "Whether the value can be read from the activations could not be determined."
     else:
-        reading = "The value can not be read from the activations better than with shuffled labels."
-    if number("slope_edit_lo") > number("slope_random_p95"):
-        editing = "Moving along the direction moves the number that the model writes, more than 95 % of equal-norm random directions do."
-        if number("slope_shuffled_hi") > 0.5 * number("slope_edit"):
-            editing += (
-                " But directions fitted to shuffled labels move it nearly as much, one way or the other: they lie where activations"
-                " vary most, and here that is along the property itself. The size of the effect alone does not single out this direction."
-            )
-    elif summary.get("slope_edit") is None or number("n_missing") >= number("n_entities"):
-        editing = "The model writes no numbers here, so there is nothing to move: no effect of the edit is claimed."
+        reading = "The value can not be read from the activations beyond chance."
+    if summary.get("slope_edit") is None or number("n_missing") >= number("n_entities"):
+        return f"{reading} The model writes no numbers here, so there is nothing to move: no effect of the edit is claimed."
+    rival = (
+        "95 % of random directions"
+        if number("n_random") >= 20
+        else f"the 95th percentile of only {summary['n_random']} random directions"
+    )
+    if number("slope_edit_hi") < -number("slope_random_p95"):
+        editing = (
+            "Moving along the direction moves the number written *against* the direction in which the value rises."
+        )
+    elif number("slope_edit_lo") > number("slope_random_p95"):
+        editing = f"Moving along the direction moves the number that the model writes, by more than {rival} of the same norm do ({number('slope_edit'):.3g} against {number('slope_random_p95'):.3g} per unit of step)."
+        if number("slope_edit_median_lo") <= number("slope_random_median_p95"):
+            editing += " That is so for the mean over entities, not for the median: a few entities carry the effect."
+        editing += (
+            f" Directions fitted to shuffled labels move it by {number('slope_shuffled'):.3g}, one way or the other."
+        )
     else:
         editing = "The edit moves the written number no more than random directions of the same norm may: no effect is claimed."
     return f"{reading} {editing}"
@@ -329,7 +359,6 @@ def page(run: RunFolder) -> Page:
     summary = run.read_summary()
     config = run.manifest["config"]
     prop = str(summary["property"])
-    label, popper = popper_table(run)
     sections = [
         Section("Where the value is readable, and where it is editable",
                 "For each layer: how well PLS reads the value (dev chose the number of components), and how far an edit at this layer alone "
@@ -343,8 +372,11 @@ def page(run: RunFolder) -> Page:
         Section("Rank correlation is blind to size", "Each point is a direction. A direction that moves the answer by a little, always the same "
                 "way, has the same |Spearman| as one that moves it by centuries: read both axes.", "slopes", effects_in_short(run),
                 caption="Means over entities; slope per unit of step, in the property's unit."),
-        Section(f"Outputs along the components: {label}", "The paper's table (2a) for an entity of median slope: what is written as each component is moved.", table=popper,
-                caption="Rows: step. Columns: component."),
+        *(
+            Section(f"Outputs along the components: {label}", "The paper's table (2a): what is written as each component is moved.", table=table,
+                    caption="Rows: step. Columns: component.")
+            for label, table in popper_tables(run)
+        ),
         Section("Outputs along the first component", "Entities from the lowest to the highest value.", table=examples(run)),
     ]  # fmt: skip
     if "side_effects" in run.figures or run.table("side_effects")["measured"].n_unique() > 1:

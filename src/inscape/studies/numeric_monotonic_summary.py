@@ -7,12 +7,21 @@ import polars as pl
 
 from inscape.runs import RunFolder
 from inscape.runs.folder import Scalar
-from inscape.runs.intervals import Interval, bootstrap, bootstrap_paired, r2
+from inscape.runs.intervals import Interval, bootstrap, bootstrap_paired, proportion, r2
 from inscape.subspaces.controls import circular_error
 
 
 def summarise(
-    run: RunFolder, *, property: str, direction: str, k: int, layer: int, edit_layer: int, n_layers: int, seed: int
+    run: RunFolder,
+    *,
+    property: str,
+    direction: str,
+    k: int,
+    layer: int,
+    edit_layer: int,
+    n_layers: int,
+    seed: int,
+    raw: bool,
 ) -> dict[str, Scalar]:
     """Flat: name → number; estimates with ``_lo`` and ``_hi``. Units: entities, except draws for random directions."""
     predictions, effects, cells = run.table("predictions"), run.table("effects"), run.table("side_effects")
@@ -23,30 +32,37 @@ def summarise(
     headline = effects.filter(pl.col("direction") == f"{direction} 1")
     main = run.table("edits").filter(pl.col("direction") == f"{direction} 1")
     random, shuffled = _per_draw(effects, "random"), _per_draw(effects, "shuffled")
-    off, on = (
-        cells.filter(pl.col("fitted_on") != pl.col("measured")),
-        cells.filter(pl.col("fitted_on") == pl.col("measured")),
-    )
+    mine = cells.filter(pl.col("fitted_on") == property)
+    off, on = mine.filter(pl.col("measured") != property), mine.filter(pl.col("measured") == property)
+    chance = cells.filter((pl.col("fitted_on") == "random direction") & (pl.col("measured") != property))
+    known = run.table("projection").filter(pl.col("split") == "train")["value"].to_numpy()
+    numbers = main["number"].drop_nulls().to_numpy()
+    floor = predictions["name_only"].to_numpy()
     estimates: dict[str, Interval] = {
         "r2_test": bootstrap_paired(y, predicted, r2, seed=seed),
-        "r2_name_floor": bootstrap_paired(y, predictions["name_only"].to_numpy(), r2, seed=seed),
-        "model_accuracy": bootstrap(answers["correct"].cast(pl.Float64).to_numpy(), seed=seed),
+        "r2_name_floor": bootstrap_paired(y, floor, r2, seed=seed),
+        "r2_above_names": bootstrap(np.arange(len(y)), partial(_r2_gain, y, predicted, floor), seed=seed),
+        "model_accuracy": proportion(answers["correct"].cast(pl.Float64).to_numpy()),
         "spearman_edit": bootstrap(headline["spearman"].to_numpy(), seed=seed),
         "abs_spearman_edit": bootstrap(headline["abs_spearman"].to_numpy(), seed=seed),
         "slope_edit": bootstrap(headline["slope"].to_numpy(), seed=seed),
+        "slope_edit_median": bootstrap(headline["slope"].to_numpy(), np.median, seed=seed),
         "share_parsed_edit": bootstrap(headline["parsed"].to_numpy(), seed=seed),
         "spearman_random": bootstrap(random["spearman"], seed=seed),
         "abs_spearman_random": bootstrap(random["abs_spearman"], seed=seed),
         "slope_random_p95": bootstrap(random["slope"], partial(np.quantile, q=0.95), seed=seed),
+        "slope_random_median_p95": bootstrap(random["median"], partial(np.quantile, q=0.95), seed=seed),
         "slope_shuffled": bootstrap(shuffled["slope"], seed=seed),
         "side_effect_mean": _by_entity(off, "abs_spearman", seed),
+        "side_effect_random": _by_entity(chance, "abs_spearman", seed),
         "main_effect_mean": _by_entity(on, "abs_spearman", seed),
-        "side_effect_slope": _by_entity(off.with_columns(pl.col("slope_sd").abs()), "slope_sd", seed),
-        "main_effect_slope": _by_entity(on.with_columns(pl.col("slope_sd").abs()), "slope_sd", seed),
+        "side_effect_slope": _by_entity(off, "slope_sd", seed),
+        "side_effect_slope_random": _by_entity(chance, "slope_sd", seed),
+        "main_effect_slope": _by_entity(on, "slope_sd", seed),
         "perplexity_unedited": _perplexity(main.filter(pl.col("step") == 0), seed),
         "perplexity_extremes": _perplexity(main.filter(pl.col("step").abs() == 1), seed),
     }
-    if property == "longitude":
+    if property == "longitude" and raw:
         # A circle: 179 and -179 degrees are neighbours, which R2 does not know.
         estimates["circular_error_test"] = bootstrap(circular_error(predicted, y), seed=seed)
     summary: dict[str, Scalar] = {}
@@ -64,8 +80,19 @@ def summarise(
         "direction": direction,
         "n_entities": answers.height,
         "n_entities_edited": headline.height,
+        "n_never_moved": int(headline["constant"].sum()),
+        "n_random": len(random["slope"]),
+        "share_in_range_edit": float(((numbers >= known.min()) & (numbers <= known.max())).mean())
+        if len(numbers)
+        else None,
         "n_missing": int(answers["number"].is_null().sum()),
     }
+
+
+def _r2_gain(y: np.ndarray, predicted: np.ndarray, floor: np.ndarray, drawn: np.ndarray) -> float:
+    """R² of the activations less R² of the names, on the same drawn entities."""
+    at = drawn.astype(int)
+    return float(r2(y[at], predicted[at]) - r2(y[at], floor[at]))
 
 
 def _per_draw(effects: pl.DataFrame, kind: str) -> dict[str, np.ndarray]:
@@ -76,14 +103,18 @@ def _per_draw(effects: pl.DataFrame, kind: str) -> dict[str, np.ndarray]:
         .agg(
             pl.col("spearman").drop_nans().mean().abs(),
             pl.col("slope").drop_nans().mean().abs(),
+            pl.col("slope").drop_nans().median().abs().alias("median"),
             pl.col("abs_spearman").drop_nans().mean(),
         )
     )
-    return {name: draws[name].fill_null(float("nan")).to_numpy() for name in ("spearman", "slope", "abs_spearman")}
+    return {
+        name: draws[name].fill_null(float("nan")).to_numpy() for name in ("spearman", "slope", "median", "abs_spearman")
+    }
 
 
 def _by_entity(cells: pl.DataFrame, column: str, seed: int) -> Interval:
-    return bootstrap(cells[column].to_numpy(), groups=cells["entity_id"].to_list(), seed=seed)
+    # Sizes: to move another property up or down is a side effect either way.
+    return bootstrap(cells[column].abs().to_numpy(), groups=cells["entity_id"].to_list(), seed=seed)
 
 
 def _perplexity(rows: pl.DataFrame, seed: int) -> Interval:

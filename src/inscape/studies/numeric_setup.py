@@ -4,6 +4,7 @@ A study takes any causal LM (``model``) and a facts table (``data``). Without a 
 (once; it is cached); without a table, the facts are those saved beside the model, or a numeric world is built.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from inscape.models.lm import Progress
 from inscape.models.loading import check_folder, folder_hash
 from inscape.models.tokens import Tokens
 from inscape.runs import Run
-from inscape.training.facts import cached_facts_lm
+from inscape.training.facts import FactsTrainingConfig, cached_facts_lm, training_key
 from inscape.training.sizes import Size, training_of, world_of
 
 FACTS_FILE = "facts.tsv"
@@ -40,6 +41,7 @@ class NumericConfig(BaseModel):
     model: str | None = Field(
         default=None, description="folder or hub id of a causal LM; without one, a small LM is trained on the facts"
     )
+    revision: str | None = Field(default=None, description="revision of a hub model (branch, tag or commit)")
     data: str | None = Field(
         default=None, description="facts: a folder or file of tables; without one, those beside the model, or a world"
     )
@@ -47,7 +49,7 @@ class NumericConfig(BaseModel):
         default="demo", description="size of the world and of the LM trained here (no effect on a given model)"
     )
     limit: int | None = Field(
-        default=None, ge=20, description="most entities per property, over all splits (paper: 2,000)"
+        default=None, ge=20, description="most entities per property of a facts table, over all splits (paper: 2,000)"
     )
     properties: tuple[str, ...] | None = Field(
         default=None, description="properties to take from the facts, for training and for side effects (default: all)"
@@ -70,6 +72,16 @@ class NumericConfig(BaseModel):
     @classmethod
     def _known(cls, value: str) -> str:
         return property_named(value).name
+
+    @field_validator("properties")
+    @classmethod
+    def _all_known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value if value is None else tuple(dict.fromkeys(property_named(name).name for name in value))
+
+    def identity(self) -> dict[str, object]:
+        """The fields that results depend on: not where it runs, nor how files are spelled (their hashes are inputs)."""
+        elsewhere = {"model", "data", "revision", "device", "batch_size", "threads"}
+        return self.model_dump(mode="json", exclude=elsewhere)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,15 +108,39 @@ def facts_for(config: NumericConfig) -> Facts:
     return unambiguous(load_facts(source, config.properties, config.limit))
 
 
+def check_facts(facts: Facts, studied: str, least: int = 3) -> None:
+    """Refuse, before anything is computed, facts that some stage could not use."""
+    if studied not in facts.properties:
+        raise InputError(f"property {studied}: not in these facts ({', '.join(facts.properties)})")
+    for name in facts.properties:
+        rows = facts.of(name)
+        for split in ("train", "dev", "test"):
+            here = rows.filter(pl.col("split") == split)
+            if here.height < least:
+                raise InputError(
+                    f"{facts.source}: {name} has {here.height} entities in split {split}, expected {least} or more"
+                )
+        if rows.filter(pl.col("split") == "train")["value"].n_unique() < 2:
+            raise InputError(f"{facts.source}: all training values of {name} are equal, expected different ones")
+
+
 def inputs_of(config: NumericConfig, facts: Facts) -> dict[str, str]:
-    """Content hashes of what a run depends on."""
+    """What a run depends on, by content: facts, model and tokenizer."""
     if config.model is None:
-        return {"facts": facts.sha256, "model": f"trained here ({config.size}) on these facts"}
+        return {"facts": facts.sha256, "model": f"trained here {training_key(facts, recipe_of(config))}"}
     path = Path(config.model).expanduser()
     if not path.exists():
-        return {"facts": facts.sha256, "model": f"hub {config.model}"}
+        return {"facts": facts.sha256, "model": f"hub {config.model} {config.revision or 'default revision'}"}
     check_folder(path)
-    return {"facts": facts.sha256, "model": folder_hash(path)["model_sha256"]}
+    tokenizer = path / "tokenizer.json"
+    known = hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.exists() else "none"
+    return {"facts": facts.sha256, "model": folder_hash(path)["model_sha256"], "tokenizer": known}
+
+
+def recipe_of(config: NumericConfig) -> FactsTrainingConfig:
+    """How the LM of a study without a model is trained."""
+    # Real facts are more, and mostly to be remembered: they have a recipe of their own.
+    return training_of("facts" if config.data is not None and config.size != "smoke" else config.size, config.seed)
 
 
 def subject_of(config: NumericConfig, facts: Facts, run: Run) -> Subject:
@@ -112,17 +148,21 @@ def subject_of(config: NumericConfig, facts: Facts, run: Run) -> Subject:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = config.model
     if source is None:
-        # Real facts are more, and mostly to be remembered: they have a recipe of their own.
-        recipe = "facts" if config.data is not None and config.size != "smoke" else config.size
-        folder = cached_facts_lm(facts, training_of(recipe, config.seed), cache_dir(), progress=run.reporter)
+        folder = cached_facts_lm(facts, recipe_of(config), cache_dir(), progress=run.reporter)
         source = str(folder)
     dtype = getattr(torch, config.dtype) if config.dtype else None
-    lm = load(source, device=device, dtype=dtype)
+    lm = load(source, device=device, dtype=dtype, revision=config.revision)
     small = sum(p.numel() for p in lm.model.parameters()) < 50_000_000
     if config.threads is not None or small:
         # Below some 50 M parameters, handing work between threads costs more than it saves.
         torch.set_num_threads(config.threads or 1)
-    run.record(**lm.record(), facts=facts.source, facts_notes=list(facts.notes), threads=torch.get_num_threads())
+    run.record(
+        **lm.record(),
+        device=str(lm.device),
+        facts=facts.source,
+        facts_notes=list(facts.notes),
+        threads=torch.get_num_threads(),
+    )
     trained = config.model is None or (Path(config.model).expanduser() / "training.json").exists()
     return Subject(lm, facts, trained)
 

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from inscape.data.facts import Facts
 from inscape.data.worlds.numeric import NumericWorldSpec, numeric_world
 from inscape.errors import InputError
+from inscape.models.loading import usable_device
 from inscape.training.facts import FactsTrainingConfig
 from inscape.training.facts_text import TextMix
 from inscape.training.pretraining import OptimisationConfig
@@ -73,12 +74,14 @@ def training_of(
     """How the LM of a recipe is trained; what is given here replaces the recipe's value.
 
     Raises:
-        InputError: there is no such recipe, or a value doesn't fit (a width that its heads don't divide, say).
+        InputError: there is no such recipe or device, or a value doesn't fit (a width that its heads don't divide, say).
     """
     if recipe not in get_args(Recipe):
         raise InputError(f"recipe {recipe!r}: expected one of {', '.join(get_args(Recipe))}")
     chosen = _TRAINING[recipe].model_dump()  # type: ignore[index]
     chosen["seed"] = seed
+    # Here rather than in the training loop, whose source is part of the key of every model trained so far.
+    usable_device(device)
     chosen["optimisation"]["device"] = device
     if steps is not None:
         chosen["optimisation"]["steps"] = steps
