@@ -253,6 +253,13 @@ def test_not_a_causal_decoder(tmp_path: Path) -> None:
     refused(lambda: inscape.load(tmp_path / "bert"), "earlier tokens", "causal")
 
 
+@pytest.mark.parametrize("device", ["cudaa", "cuda:99", torch.device("cuda:99")])
+def test_a_device_that_is_not_there(folder: Path, device: str | torch.device) -> None:
+    for source in (folder, str(folder), build("llama")):
+        refused(lambda source=source: inscape.load(source, device=device), f"device '{device}'")
+    assert inscape.load(folder, device="cpu").device == inscape.load(build("llama"), device="cpu").device
+
+
 def test_unknown_dtype(folder: Path) -> None:
     refused(lambda: inscape.load(folder, dtype="float31"), "float31")
     assert inscape.load(folder, dtype="bfloat16").dtype == torch.bfloat16

@@ -43,6 +43,13 @@ def test_unknown_recipes_and_bad_values(arguments, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("device", ["cudaa", "cuda:99"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(InputError, match=f"device '{device}'") as caught:
+        training_of("smoke", 0, device=device)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_width_that_the_heads_do_not_divide():
     with pytest.raises(InputError, match="width 50: expected a multiple of 2") as caught:
         training_of("demo", 0, width=50)

@@ -133,6 +133,9 @@ class _Study:
         self.config, self.facts, self.run = config, facts, run
         self.prop = PROPERTIES[config.property]
         check_facts(facts, config.property)
+        names = facts.of(config.property, "test")["label"]
+        if unknown := [name for name in config.show if name not in names]:
+            raise InputError(f"show {unknown[0]!r}: no test entity of {config.property} has this name")
         if config.question >= len(self.prop.questions):
             raise InputError(f"question {config.question}: {self.prop.name} has {len(self.prop.questions)} paraphrases")
         if config.window_tokens[0] > config.window_tokens[1]:
