@@ -25,10 +25,10 @@ demo: setup
 	$(BIN)/inscape run numeric-monotonic --out runs/demo
 
 test: dev
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: dev
-	$(BIN)/python -m pytest -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: dev
 	$(BIN)/ruff check .

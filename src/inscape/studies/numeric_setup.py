@@ -23,7 +23,7 @@ from inscape.data.properties import Property, property_named
 from inscape.errors import InputError
 from inscape.models import LM, load
 from inscape.models.lm import Progress
-from inscape.models.loading import check_folder, folder_hash
+from inscape.models.loading import check_folder, folder_hash, usable_device
 from inscape.models.tokens import Tokens
 from inscape.runs import Run
 from inscape.training.facts import FactsTrainingConfig, cached_facts_lm, training_key
@@ -145,7 +145,7 @@ def recipe_of(config: NumericConfig) -> FactsTrainingConfig:
 
 def subject_of(config: NumericConfig, facts: Facts, run: Run) -> Subject:
     """Load the model, training it first if need be, and put into the record what it is."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(usable_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     source = config.model
     if source is None:
         folder = cached_facts_lm(facts, recipe_of(config), cache_dir(), progress=run.reporter)
