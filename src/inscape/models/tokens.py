@@ -65,10 +65,16 @@ class Batch:
     ids: Tensor
     mask: Tensor
     shift: tuple[int, ...]
+    padded: bool
 
     @property
     def position_ids(self) -> Tensor:
-        """int64 [batch, token]: 0, 1, … over the real tokens; 0 on padding."""
+        """int64: 0, 1, … over the real tokens, 0 on padding; [batch, token], or [1, token] where nothing is padded.
+
+        One row for all is what a model makes for itself; a row for each costs GPT-J a copy of its table per prompt.
+        """
+        if not self.padded:
+            return torch.arange(self.ids.shape[1], device=self.ids.device)[None]
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
@@ -247,4 +253,5 @@ def batches(
             ids[row, at : at + length] = torch.tensor(prompts[i].ids)
             mask[row, at : at + length] = 1
             shift.append(at)
-        yield Batch(index, ids.to(device), mask.to(device), tuple(shift))
+        padded = any(len(prompts[i].ids) < width for i in index)
+        yield Batch(index, ids.to(device), mask.to(device), tuple(shift), padded)
