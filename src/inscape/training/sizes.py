@@ -1,7 +1,6 @@
 """Recipes: sizes of the numeric world, and of the model that is trained on it or on a given facts table.
 
-Every number here was found by trying. What failed, and by how much, is told in the documentation of the
-numeric-monotonic study.
+Every number here was found by trying. What failed, and by how much, is told in docs/data.md.
 """
 
 from __future__ import annotations
