@@ -109,7 +109,7 @@ def test_yaml_keys_are_fields_and_flags_win(tmp_path, smoke_model, capsys):
     config = json.loads((out / "manifest.json").read_text())["config"]
     assert (config["entities"], config["n_steps"], config["property"]) == (5, 3, "death_year")
     assert config["window_tokens"] == [0, 0]
-    assert config["properties"] == ["birth_year", "P570"]
+    assert config["properties"] == ["birth_year", "death_year"]  # ids become names
     file.write_text("entitys: 5\n")
     inscape("run", "numeric-monotonic", "--config", file, "--out", tmp_path / "z", code=2)
     assert "no field 'entitys'" in error_line(capsys)
