@@ -182,10 +182,10 @@ def page(run: RunFolder) -> Page:
     notes = list(run.manifest["record"].get("facts_notes", []))
     if run.table("flips").height:
         sections += [
-            Section("Turning the answer", "Test questions at the layer chosen on dev. Editing the first entity is a control with a known outcome: it must "
-                    "turn answers at the opposite sign. Thin grey: random directions of the same norm.", "flips"),
+            Section("Turning the answer", "Test questions at the layer chosen on dev, both classes of answers together. Thin grey: random directions of the "
+                    "same norm.", "flips"),
             Section("One sign turns one class", "Making the second entity's value larger can only turn the answers of one class; a count over both signs "
-                    "and any α hides that.", "classes"),
+                    "and any α hides that. Editing the first entity is a control with a known outcome: each class must turn at the opposite sign.", "classes"),
             Section("Questions and answers", table=examples(run), caption="The column “answer” is the unedited one."),
         ]  # fmt: skip
     else:
