@@ -8,13 +8,20 @@ from importlib.metadata import version
 
 from inscape.errors import InputError
 from inscape.models import (
+    KL,
     LM,
     SITES,
     Activations,
+    Donors,
     Edit,
     EditError,
+    Grid,
+    LogitDifference,
+    Logits,
     ModelCheckError,
     NonFiniteError,
+    Probability,
+    Rerun,
     Window,
     ablate,
     add,
@@ -27,14 +34,21 @@ from inscape.models import (
 __version__ = version("inscape")
 
 __all__ = [
+    "KL",
     "LM",
     "SITES",
     "Activations",
+    "Donors",
     "Edit",
     "EditError",
+    "Grid",
     "InputError",
+    "LogitDifference",
+    "Logits",
     "ModelCheckError",
     "NonFiniteError",
+    "Probability",
+    "Rerun",
     "Window",
     "ablate",
     "add",

@@ -4,21 +4,32 @@ from inscape.models.capture import Activations, NonFiniteError
 from inscape.models.discovery import ModelCheckError
 from inscape.models.edit import Edit, EditError, ablate, add, project, scale, set_
 from inscape.models.families import FAMILIES, Family
+from inscape.models.grid import Donors, Grid
 from inscape.models.lm import LM, load
+from inscape.models.metrics import KL, LogitDifference, Logits, Metric, Probability
+from inscape.models.rerun import Rerun
 from inscape.models.score import Scores
 from inscape.models.sites import SITES
 from inscape.models.tokens import Window
 
 __all__ = [
     "FAMILIES",
+    "KL",
     "LM",
     "SITES",
     "Activations",
+    "Donors",
     "Edit",
     "EditError",
     "Family",
+    "Grid",
+    "LogitDifference",
+    "Logits",
+    "Metric",
     "ModelCheckError",
     "NonFiniteError",
+    "Probability",
+    "Rerun",
     "Scores",
     "Window",
     "ablate",

@@ -124,16 +124,21 @@ def edit_taps(
     mentions: Sequence[Mention] | None,
     occurrence: int | None = None,
     decoded: Sequence[Sequence[int]] | None = None,
+    placed: Sequence[list[list[tuple[int, int]]]] | None = None,
 ) -> Callable[[Batch], list[Tap]]:
     """A function that gives the taps of ``edits`` for a batch; positions are resolved once, for all prompts.
 
     ``decoded``: for each prompt, positions of tokens beyond it that are already known (scoring); ``when="decode"`` and
     ``"always"`` act there as they do on the tokens fed back while generating. None: there are no such tokens.
+    ``placed``: for each edit the tokens already found, ``(position, nth)`` for each prompt.
     """
     resolved = []
-    for edit in edits:
-        edit = _checked(edit, len(prompts))
-        at = [[] for _ in prompts] if edit.when == "decode" else _prompt_positions(edit, prompts, mentions, occurrence)
+    for number, edit in enumerate(edits):
+        if placed is not None:
+            resolved.append((edit, sites.tap(edit.site, edit.layer), placed[number]))
+            continue
+        edit = checked_strength(edit, len(prompts))
+        at = [[] for _ in prompts] if edit.when == "decode" else prompt_positions(edit, prompts, mentions, occurrence)
         hits = [[(position, nth) for nth, position in enumerate(one)] for one in at]
         if edit.when != "prompt" and decoded is not None:
             hits = [[*one, *((position, 0) for position in more)] for one, more in zip(hits, decoded, strict=True)]
@@ -145,9 +150,10 @@ def edit_taps(
     return for_batch
 
 
-def _prompt_positions(
+def prompt_positions(
     edit: Edit, prompts: Sequence[Encoded], mentions: Sequence[Mention] | None, occurrence: int | None
 ) -> list[list[int]]:
+    """Which tokens of each prompt an edit writes to (from 0, unpadded); refused where it names none, or one twice."""
     at = positions(prompts, edit.tokens, mentions, occurrence)
     for number, one in enumerate(at):
         if len(set(one)) != len(one):
@@ -165,7 +171,8 @@ def _as_tensor(vector: object, site: str) -> Tensor:
         raise InputError(f"edit of {site}: the vector is a {type(vector).__name__}, expected numbers") from error
 
 
-def _checked(edit: Edit, prompts: int) -> Edit:
+def checked_strength(edit: Edit, prompts: int) -> Edit:
+    """The edit with its strength as a number or one per prompt; refused if neither."""
     if isinstance(edit.strength, Tensor):
         if edit.strength.ndim == 0:
             return replace(edit, strength=float(edit.strength))
@@ -220,27 +227,13 @@ class _EditFunction:
 
     def _rule(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
         """``f(x)`` on the touched rows ``[hit, *feature]``."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        strength = self.edit.strength
+        edit, strength = self.edit, self.edit.strength
         if isinstance(strength, Tensor):
-            strength = strength[prompt].to(wide).reshape(-1, *[1] * (wide.ndim - 1))
-        match self.edit.kind:
-            case "scale":
-                return wide * strength
-            case "project":
-                basis = _basis(self.edit, wide)
-                flat = wide.flatten(1)
-                return wide - strength * ((flat @ basis.T) @ basis).view_as(wide)
-            case "ablate":
-                mean = self.edit.vector
-                return torch.zeros_like(wide) if mean is None else self._vectors(wide, prompt, nth)
-            case "add":
-                return wide + strength * self._vectors(wide, prompt, nth)
-            case "set":
-                vectors = self._vectors(wide, prompt, nth)
-                if isinstance(strength, Tensor):
-                    return torch.where(strength == 1, vectors, wide + strength * (vectors - wide))
-                return vectors if strength == 1 else wide + strength * (vectors - wide)
+            strength = strength[prompt]
+        vectors = edit.vector
+        if vectors is not None:
+            vectors = _basis(edit, x) if edit.kind == "project" else self._vectors(x, prompt, nth)
+        return rule(edit.kind, x, vectors, strength)
 
     def _vectors(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
         vector = self.edit.vector
@@ -262,7 +255,36 @@ class _EditFunction:
                 f"edit of {self.edit.site}: vector has shape {tuple(vector.shape)}; expected {tuple(feature)}, "
                 f"or that with a first axis per prompt ({self.prompts}), or per prompt and token"
             )
-        return chosen.to(device=x.device, dtype=x.dtype)
+        return chosen.to(x.device)
+
+
+def rule(kind: Kind, x: Tensor, vectors: Tensor | None, strength: float | Tensor) -> Tensor:
+    """What an edit makes of ``x`` ``[hit, *feature]``; half precision is computed in float32, and not rounded back here.
+
+    ``vectors``: ``[*feature]`` or ``[hit, *feature]``; for ``project`` an orthonormal basis ``[r, d]``; ``strength``: a
+    number, or one per hit ``[hit]``.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if vectors is not None:
+        vectors = vectors.to(wide)
+    if isinstance(strength, Tensor):
+        strength = strength.to(wide).reshape(-1, *[1] * (wide.ndim - 1))
+    match kind:
+        case "scale":
+            return wide * strength
+        case "ablate":
+            return torch.zeros_like(wide) if vectors is None else vectors.expand_as(wide)
+    assert vectors is not None
+    match kind:
+        case "project":
+            flat = wide.flatten(1)
+            return wide - strength * ((flat @ vectors.T) @ vectors).view_as(wide)
+        case "add":
+            return wide + strength * vectors
+        case "set":
+            if isinstance(strength, Tensor):
+                return torch.where(strength == 1, vectors, wide + strength * (vectors - wide))
+            return vectors.expand_as(wide) if strength == 1 else wide + strength * (vectors - wide)
 
 
 def _basis(edit: Edit, x: Tensor) -> Tensor:
@@ -270,7 +292,7 @@ def _basis(edit: Edit, x: Tensor) -> Tensor:
     width = x[0].numel()
     if edit.vector.shape[-1] != width:
         raise InputError(f"edit of {edit.site}: directions have {edit.vector.shape[-1]} features, the site has {width}")
-    return edit.vector.to(device=x.device, dtype=x.dtype)
+    return edit.vector
 
 
 def check_fired(taps: Sequence[Tap], scope: Scope) -> None:

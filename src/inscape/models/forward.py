@@ -38,39 +38,61 @@ def run(
     ``logits_at(batch)`` is None if nobody reads logits (then the run stops at the deepest look), else a function that
     gives the padded columns to keep (int64), or None for all.
     """
-    accepts = inspect.signature(model.forward).parameters
-    stop = logits_at is None and may_stop_early(model)
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    if device.type == "meta":  # offloaded by accelerate, whose hooks bring the inputs to where the weights go
-        device = torch.device("cpu")
+    device = input_device(model)
     todo: Iterator[Batch] = batches(
         prompts, batch_size=batch_size, pad_id=pad_id, device=device, padding_side=padding_side
     )
     if progress is not None:
         todo = progress(todo, -(-len(prompts) // batch_size))
     for batch in todo:
-        edits, looks = taps_for(batch)
-        if not looks:  # nobody looks at a token of this batch
-            continue
-        if stop:
-            _stop_after(looks)
-        given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-        if "position_ids" in accepts:
-            given["position_ids"] = batch.position_ids
-        columns = torch.tensor([batch.ids.shape[1] - 1]) if logits_at is None else logits_at(batch)
-        if columns is not None and "logits_to_keep" in accepts:
-            given["logits_to_keep"] = columns.to(device)
-        with (
-            torch.no_grad(),
-            attached(model, [*edits, *looks], rows=len(batch.index), width=batch.ids.shape[1]) as scope,
-        ):
-            try:
-                model(**given)
-            except StopForward:
-                # An edit above the last look did not run, and could not have changed what was seen.
-                edits = [tap for tap in edits if tap.fired]
-        check_fired(edits, scope)
-        _check_looks(looks)
+        run_batch(model, batch, *taps_for(batch), logits_at=logits_at)
+
+
+def run_batch(
+    model: nn.Module,
+    batch: Batch,
+    edits: list[Tap],
+    looks: list[Tap],
+    *,
+    logits_at: Callable[[Batch], Tensor | None] | None = None,
+    cache: Any = None,
+) -> None:
+    """Run one batch; arguments as in :func:`run`. ``cache``: a key/value cache to be filled, or None."""
+    if not looks:  # nobody looks at a token of this batch
+        return
+    if logits_at is None and may_stop_early(model):
+        _stop_after(looks)
+    given = model_inputs(model, batch)
+    if cache is not None:
+        given |= {"past_key_values": cache, "use_cache": True}
+    columns = torch.tensor([batch.ids.shape[1] - 1]) if logits_at is None else logits_at(batch)
+    if columns is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        given["logits_to_keep"] = columns.to(batch.ids.device)
+    with (
+        torch.no_grad(),
+        attached(model, [*edits, *looks], rows=len(batch.index), width=batch.ids.shape[1]) as scope,
+    ):
+        try:
+            model(**given)
+        except StopForward:
+            # An edit above the last look did not run, and could not have changed what was seen.
+            edits = [tap for tap in edits if tap.fired]
+    check_fired(edits, scope)
+    _check_looks(looks)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go in; the CPU where accelerate offloads, whose hooks bring the inputs to where the weights go."""
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What the model is called with: ids, mask, and position ids where it takes them; no cache."""
+    given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = batch.position_ids
+    return given
 
 
 def _stop_after(looks: list[Tap]) -> None:

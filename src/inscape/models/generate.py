@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from inscape.errors import InputError
 from inscape.models.capture import NonFiniteError
 from inscape.models.edit import check_fired
+from inscape.models.forward import input_device
 from inscape.models.hooks import Scope, Tap, attached
 from inscape.models.sites import TapPoint
 from inscape.models.tokens import Batch, Encoded, batches
@@ -82,10 +83,7 @@ def generate_ids(
             "use_cache": use_cache,
         }
     )
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    if device.type == "meta":
-        device = torch.device("cpu")
-    todo: Iterator[Batch] = batches(prompts, batch_size=batch_size, pad_id=pad_id, device=device)
+    todo: Iterator[Batch] = batches(prompts, batch_size=batch_size, pad_id=pad_id, device=input_device(model))
     if progress is not None:
         todo = progress(todo, -(-len(prompts) // batch_size))
     result: list[list[int]] = [[] for _ in prompts]
