@@ -230,32 +230,40 @@ class _EditFunction:
         edit, strength = self.edit, self.edit.strength
         if isinstance(strength, Tensor):
             strength = strength[prompt]
-        vectors = edit.vector
-        if vectors is not None:
-            vectors = _basis(edit, x) if edit.kind == "project" else self._vectors(x, prompt, nth)
-        return rule(edit.kind, x, vectors, strength)
+        return rule(edit.kind, x, hit_vectors(edit, x, self.prompts, prompt, nth), strength)
 
-    def _vectors(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
-        vector = self.edit.vector
-        assert vector is not None
-        feature = x.shape[1:]
-        per_prompt = vector.ndim > len(feature) and vector.shape[0] == self.prompts
-        if vector.shape == feature:
-            chosen = vector
-        elif vector.ndim == len(feature) + 1 and vector.shape[1:] == feature and per_prompt:
-            chosen = vector[prompt.to(vector.device)]
-        elif vector.ndim == len(feature) + 2 and vector.shape[2:] == feature and per_prompt:
-            if int(nth.max()) >= vector.shape[1]:
-                raise InputError(
-                    f"edit of {self.edit.site}: vectors for {vector.shape[1]} tokens, but a prompt has {int(nth.max()) + 1}"
-                )
-            chosen = vector[prompt.to(vector.device), nth.to(vector.device)]
-        else:
+
+def hit_vectors(edit: Edit, x: Tensor, prompts: int, prompt: Tensor, nth: Tensor) -> Tensor | None:
+    """What an edit puts into ``x`` ``[hit, *feature]``: ``[*feature]`` or ``[hit, *feature]``, a basis, or None.
+
+    ``prompt`` and ``nth`` (int64 ``[hit]``) pick from vectors that are per prompt, or per prompt and token.
+    """
+    vector, feature = edit.vector, x.shape[1:]
+    if vector is None:
+        return None
+    if edit.kind == "project":
+        if vector.shape[-1] != feature.numel():
             raise InputError(
-                f"edit of {self.edit.site}: vector has shape {tuple(vector.shape)}; expected {tuple(feature)}, "
-                f"or that with a first axis per prompt ({self.prompts}), or per prompt and token"
+                f"edit of {edit.site}: directions have {vector.shape[-1]} features, the site has {feature.numel()}"
             )
-        return chosen.to(x.device)
+        return vector.to(x.device)
+    per_prompt = vector.ndim > len(feature) and vector.shape[0] == prompts
+    if vector.shape == feature:
+        chosen = vector
+    elif vector.ndim == len(feature) + 1 and vector.shape[1:] == feature and per_prompt:
+        chosen = vector[prompt.to(vector.device)]
+    elif vector.ndim == len(feature) + 2 and vector.shape[2:] == feature and per_prompt:
+        if int(nth.max()) >= vector.shape[1]:
+            raise InputError(
+                f"edit of {edit.site}: vectors for {vector.shape[1]} tokens, but a prompt has {int(nth.max()) + 1}"
+            )
+        chosen = vector[prompt.to(vector.device), nth.to(vector.device)]
+    else:
+        raise InputError(
+            f"edit of {edit.site}: vector has shape {tuple(vector.shape)}; expected {tuple(feature)}, "
+            f"or that with a first axis per prompt ({prompts}), or per prompt and token"
+        )
+    return chosen.to(x.device)
 
 
 def rule(kind: Kind, x: Tensor, vectors: Tensor | None, strength: float | Tensor) -> Tensor:
@@ -285,14 +293,6 @@ def rule(kind: Kind, x: Tensor, vectors: Tensor | None, strength: float | Tensor
             if isinstance(strength, Tensor):
                 return torch.where(strength == 1, vectors, wide + strength * (vectors - wide))
             return vectors.expand_as(wide) if strength == 1 else wide + strength * (vectors - wide)
-
-
-def _basis(edit: Edit, x: Tensor) -> Tensor:
-    assert edit.vector is not None
-    width = x[0].numel()
-    if edit.vector.shape[-1] != width:
-        raise InputError(f"edit of {edit.site}: directions have {edit.vector.shape[-1]} features, the site has {width}")
-    return edit.vector
 
 
 def check_fired(taps: Sequence[Tap], scope: Scope) -> None:

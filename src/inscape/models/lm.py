@@ -10,6 +10,7 @@
 is the same, bit for bit. Tensors in and out are plain; mix them with any other library.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from inscape.models.metrics import Metric
 from inscape.models.rerun import Rerun, rerun
 from inscape.models.score import Scorer, Scores, continuation_start
 from inscape.models.sites import Sites
+from inscape.models.suffix import Cut, proven_cut
 from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long
 
 Progress = Callable[[Iterator[Batch], int], Iterator[Batch]]
@@ -144,12 +146,13 @@ class LM:
     def pad_id(self) -> int:
         for name in ("pad_token_id", "eos_token_id"):
             # (A tokenizer may know tokens that the model has no embedding for.)
-            if isinstance(value := getattr(self.tokenizer, name, None), int) and value < self._vocab:
+            if isinstance(value := getattr(self.tokenizer, name, None), int) and value < self.vocab:
                 return value
         return 0
 
     @property
-    def _vocab(self) -> int:
+    def vocab(self) -> int:
+        """Rows of the embedding table."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     def record(self) -> dict[str, Any]:
@@ -201,7 +204,7 @@ class LM:
         fast = self.tokenizer is not None and self.tokenizer.is_fast
         encoded = encode(self.tokenizer, prompts, bos=bos, offsets=offsets and fast)
         refuse_too_long(encoded, self.context, new_tokens)
-        vocab = self._vocab
+        vocab = self.vocab
         for number, one in enumerate(encoded):
             if (wrong := max(one.ids)) >= vocab or (wrong := min(one.ids)) < 0:
                 raise InputError(f"prompt {number}: token id {wrong} is not in the model's {vocab} embeddings")
@@ -404,9 +407,12 @@ class LM:
         )  # fmt: skip
 
     @cached_property
-    def uncut(self) -> str | None:
-        """Why a sweep on this model has to run in full for every edit; None: it can be cut. Said once, as a warning."""
-        return "not yet"
+    def cut(self) -> Cut | str:
+        """How a sweep cuts this model's forward pass, proven on a few tokens; or why it can't, said once as a warning."""
+        found = proven_cut(self)
+        if isinstance(found, str):
+            warnings.warn(f"rerun: {self.config.model_type} is run in full for every edit: {found}", stacklevel=4)
+        return found
 
     def __repr__(self) -> str:
         return (

@@ -6,7 +6,6 @@ edited layer and token is known from one base run, so only what lies downstream 
 (:mod:`inscape.models.suffix`). Where a model can't be cut, every run is a full forward pass: the naive path, same numbers.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from inscape.errors import InputError
 from inscape.models.capture import NonFiniteError
-from inscape.models.edit import Edit, edit_taps
-from inscape.models.forward import run_batch
+from inscape.models.edit import Edit
 from inscape.models.grid import Cells, Grid, written_out
-from inscape.models.hooks import Scope, Tap
 from inscape.models.metrics import Custom, Logits, Metric, asked_positions
-from inscape.models.sweep import LogitRows, Placed, Sweep, made_ready
+from inscape.models.naive import Naive
+from inscape.models.suffix import Suffixes
+from inscape.models.sweep import Sweep, made_ready
 from inscape.models.tokens import Batch, Mention, Prompt, Tokens, batches
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def rerun(
     asked = asked_positions(encoded, read, mentions=mentions, occurrence=occurrence)
     sequences = reading.sequences(lm, prompts, encoded, asked, bos)
     sweep = made_ready(lm, sequences, written, base, encoded, mentions, occurrence)
-    why = "asked for" if naive else lm.uncut
-    path = Naive(lm, sweep)
+    cut = "asked for" if naive else lm.cut
+    path = Naive(lm, sweep) if isinstance(cut, str) else Suffixes(lm, sweep, cut, batch_size)
     results = _Results(reading, sweep)
     todo: Iterator[Batch] = batches(
         [one.whole for one in sequences], batch_size=batch_size, pad_id=lm.pad_id, device=lm.device,
@@ -84,12 +83,7 @@ def rerun(
     for batch in todo:
         for rows in path.logits(batch):
             results.add(*rows)
-    return Rerun(*results.labelled(written, len(prompts), read), path.share, why)
-
-
-def warn_naive(model_type: str, why: str) -> None:
-    """Say that sweeps on this model run in full."""
-    warnings.warn(f"rerun: {model_type} is run in full for every edit: {why}", stacklevel=4)
+    return Rerun(*results.labelled(written, len(prompts), read), path.share, cut if isinstance(cut, str) else None)
 
 
 class _Results:
@@ -135,37 +129,3 @@ class _Results:
             ),
             xr.DataArray(base.numpy(), dims=("prompt", *token, *dims), coords=shared),
         )
-
-
-class Naive:
-    """A full forward pass for every run."""
-
-    def __init__(self, lm: "LM", sweep: Sweep) -> None:
-        self.lm, self.sweep = lm, sweep
-        self.share = 1 + 1 / max(len(sweep.cells), 1)
-        wholes = [one.whole for one in sweep.sequences]
-
-        def taps(edits: Sequence[Placed]) -> Callable[[Batch], list[Tap]]:
-            return edit_taps([p.edit for p in edits], lm.sites, wholes, None, placed=[p.at for p in edits])
-
-        self.base_taps = taps(sweep.base)
-        self.cell_taps = [taps(cell) for cell in sweep.cells]
-
-    def logits(self, batch: Batch) -> Iterator[LogitRows]:
-        asked = [(row, i, nth, t + batch.shift[row]) for row, i in enumerate(batch.index)
-                 for nth, t in enumerate(self.sweep.sequences[i].asked)]  # fmt: skip
-        rows, sequence, nth, columns = (torch.tensor([a[k] for a in asked]) for k in range(4))
-        kept = columns.unique()
-        whole = any(p.edit.site == "logits" for edits in (self.sweep.base, *self.sweep.cells) for p in edits)
-        got: list[Tensor] = []
-
-        def look(value: Tensor, scope: Scope) -> None:
-            narrow = value.shape[1] != batch.ids.shape[1]
-            at = torch.searchsorted(kept, columns) if narrow else columns
-            got.append(value[rows.to(value.device), at.to(value.device)].float())
-
-        point = self.lm.sites.tap("logits", None)
-        for cell, taps in enumerate([None, *self.cell_taps], start=-1):
-            edits = self.base_taps(batch) + (taps(batch) if taps is not None else [])
-            run_batch(self.lm.model, batch, edits, [Tap(point, look)], logits_at=lambda b: None if whole else kept)
-            yield got.pop(), sequence, torch.full_like(sequence, cell), nth
