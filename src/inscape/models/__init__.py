@@ -7,6 +7,7 @@ from inscape.models.families import FAMILIES, Family
 from inscape.models.grid import Donors, Grid
 from inscape.models.lm import LM, load
 from inscape.models.metrics import KL, LogitDifference, Logits, Metric, Probability
+from inscape.models.regenerate import Generated
 from inscape.models.rerun import Rerun
 from inscape.models.score import Scores
 from inscape.models.sites import SITES
@@ -22,6 +23,7 @@ __all__ = [
     "Edit",
     "EditError",
     "Family",
+    "Generated",
     "Grid",
     "LogitDifference",
     "Logits",

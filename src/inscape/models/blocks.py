@@ -11,7 +11,7 @@ sizes (:func:`find_roles`), never by name; then the arguments of any part of the
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from inscape.models.discovery import probe_ids
-from inscape.models.forward import may_stop_early, model_inputs
+from inscape.models.forward import input_device, may_stop_early, model_inputs
 from inscape.models.hooks import StopForward
 from inscape.models.sites import first_tensor
 from inscape.models.tokens import Batch
@@ -33,7 +33,7 @@ class CutError(RuntimeError):
 
 # -- blocks replaced ---------------------------------------------------------------------------------------------------
 
-_Stand = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
+_Stand = Callable[[int, tuple[Any, ...], dict[str, Any], Callable[..., Any]], Any]
 _standing: ContextVar[tuple[Sequence[nn.Module], _Stand] | None] = ContextVar("inscape_standing", default=None)
 _replaced: dict[int, tuple[int, Any]] = {}  # block id → (how many contexts, the instance's own forward if it had one)
 _replacing = threading.Lock()
@@ -42,7 +42,7 @@ _NONE = object()
 
 @contextmanager
 def replaced(blocks: Sequence[nn.Module], stand_in: _Stand) -> Iterator[None]:
-    """``stand_in(i, args, kwargs)`` in place of block ``i``'s forward, in this context; the model is as before after it."""
+    """``stand_in(i, args, kwargs, forward)`` in place of block ``i``'s ``forward``, in this context and until its end."""
     token = _standing.set((blocks, stand_in))
     with _replacing:
         for number, block in enumerate(blocks):
@@ -70,7 +70,7 @@ def _dispatcher(number: int, block: nn.Module, forward: Callable[..., Any]) -> C
         standing = _standing.get()
         if standing is None or standing[0][number] is not block:
             return forward(*args, **kwargs)
-        return standing[1](number, args, kwargs)
+        return standing[1](number, args, kwargs, forward)
 
     return dispatch
 
@@ -127,7 +127,7 @@ class Blocks:
         cache = NotedCache(past)
         stop = may_stop_early(self.model)
 
-        def note(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def note(number: int, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Any) -> Any:
             hidden = first_tensor(args[0] if args else kwargs["hidden_states"])
             calls.append(Call(args, kwargs, hidden, cache))
             if stop and number == len(self.blocks) - 1:
@@ -137,11 +137,8 @@ class Blocks:
         given = model_inputs(self.model, batch) | {"past_key_values": cache, "use_cache": True}
         if past and "position_ids" in given:
             given["position_ids"] = given["position_ids"][:, past:]
-        with torch.no_grad(), replaced(self.blocks, note):
-            try:
-                self.model(**given)
-            except StopForward:
-                pass
+        with torch.no_grad(), replaced(self.blocks, note), suppress(StopForward):
+            self.model(**given)
         if len(calls) != len(self.blocks):
             raise CutError(f"{len(calls)} of {len(self.blocks)} blocks were called in a forward pass")
         return calls
@@ -149,18 +146,42 @@ class Blocks:
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits ``[n, vocab]`` of the last block's output at ``n`` tokens: the model's own final norm and head."""
 
-        def hand_in(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hand_in(number: int, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Any) -> Any:
             hidden = first_tensor(args[0] if args else kwargs["hidden_states"])
             if number == len(self.blocks) - 1:
                 hidden = hidden_ND[:, None].to(hidden.device)
             return self.as_output(number, hidden)
 
-        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
-        device = torch.device("cpu") if device.type == "meta" else device
-        ids = torch.zeros((len(hidden_ND), 1), dtype=torch.int64, device=device)
+        ids = torch.zeros((len(hidden_ND), 1), dtype=torch.int64, device=input_device(self.model))
         batch = Batch(tuple(range(len(ids))), ids, torch.ones_like(ids), (0,) * len(ids), False)
         with torch.no_grad(), replaced(self.blocks, hand_in):
             return self.model(**model_inputs(self.model, batch)).logits[:, 0]
+
+    def generate(self, keys_values: dict[int, tuple[Tensor, Tensor]], hidden_RD: Tensor, **inputs: Any) -> Tensor:
+        """transformers' ``generate`` from where a run stands; ``inputs`` as for it, ids of the whole prompt included.
+
+        ``keys_values``: for each layer, of all tokens of the prompt; ``hidden_RD``: the last block's output at the last
+        of them. The first forward pass, over that token, is handed both; later ones are the model's own.
+        """
+        cache = DynamicCache()
+        for layer, (keys, values) in sorted(keys_values.items()):
+            cache.update(keys[:, :, :-1], values[:, :, :-1], layer)
+        passes = 0
+
+        def first_handed(number: int, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Any) -> Any:
+            nonlocal passes
+            if passes:
+                return forward(*args, **kwargs)
+            hidden = first_tensor(args[0] if args else kwargs["hidden_states"])
+            keys, values = keys_values[number]
+            cache.update(keys[:, :, -1:], values[:, :, -1:], number)
+            if number == len(self.blocks) - 1:
+                passes = 1
+                hidden = hidden_RD[:, None].to(hidden.device)
+            return self.as_output(number, hidden)
+
+        with torch.no_grad(), replaced(self.blocks, first_handed):
+            return self.model.generate(past_key_values=cache, **inputs)  # type: ignore[operator]
 
 
 def find_blocks_form(model: nn.Module, blocks: Sequence[nn.Module], vocab: int, device: torch.device) -> Blocks:

@@ -4,7 +4,7 @@ Edits of the prompt act in the pass that reads the prompt; later tokens see them
 cache every pass reads the whole sequence again, and the edits act again at the same tokens: the result is the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,10 +62,32 @@ def generate_ids(
     library's own default: a ``generation_config.json`` beside the model (a temperature, a repetition penalty) does not
     act unasked, except for its EOS tokens and its lists of tokens to forbid or force.
     """
+    config, ends = generation_config(model, max_new_tokens, pad_id, use_cache, options or {})
+    todo: Iterator[Batch] = batches(prompts, batch_size=batch_size, pad_id=pad_id, device=input_device(model))
+    if progress is not None:
+        todo = progress(todo, -(-len(prompts) // batch_size))
+    result: list[list[int]] = [[] for _ in prompts]
+    for batch in todo:
+        rows, width = batch.ids.shape
+        edits = taps_for(batch)
+        taps = [*edits, Tap(TapPoint("logits", None, model, "output"), refuse_nan(batch.index))]
+        with torch.no_grad(), attached(model, taps, rows=rows, width=width, cached=use_cache) as scope:
+            output = model.generate(  # type: ignore[operator]
+                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
+            )
+        check_fired(edits, scope)
+        for i, ids in zip(batch.index, output[:, width:].tolist(), strict=True):
+            result[i] = up_to_end(ids, ends)
+    return result
+
+
+def generation_config(
+    model: nn.Module, max_new_tokens: int, pad_id: int, use_cache: bool, given: Mapping[str, Any]
+) -> tuple[GenerationConfig, set[int]]:
+    """The settings of :func:`generate_ids`, and the tokens that end a text."""
     if max_new_tokens < 1:
         raise InputError(f"generate: max_new_tokens={max_new_tokens}, expected at least 1")
     known = GenerationConfig()
-    given = options or {}
     if unknown := [name for name in given if name not in vars(known) or name.startswith("_")]:
         raise InputError(f"generate: unknown option {unknown[0]!r} (options are the fields of GenerationConfig)")
     for name, only in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
@@ -83,34 +105,23 @@ def generate_ids(
             "use_cache": use_cache,
         }
     )
-    todo: Iterator[Batch] = batches(prompts, batch_size=batch_size, pad_id=pad_id, device=input_device(model))
-    if progress is not None:
-        todo = progress(todo, -(-len(prompts) // batch_size))
-    result: list[list[int]] = [[] for _ in prompts]
-    for batch in todo:
-        rows, width = batch.ids.shape
-        edits = taps_for(batch)
-        taps = [*edits, Tap(TapPoint("logits", None, model, "output"), _refuse_nan(batch))]
-        with torch.no_grad(), attached(model, taps, rows=rows, width=width, cached=use_cache) as scope:
-            output = model.generate(  # type: ignore[operator]
-                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
-            )
-        check_fired(edits, scope)
-        for i, ids in zip(batch.index, output[:, width:].tolist(), strict=True):
-            end = next((k for k, token in enumerate(ids) if token in ends), len(ids))
-            result[i] = ids[:end]
-    return result
+    return config, ends
 
 
-def _refuse_nan(batch: Batch) -> Callable[[Tensor, Scope], None]:
+def up_to_end(ids: Sequence[int], ends: set[int]) -> list[int]:
+    """Ids before the first that ends the text."""
+    return list(ids[: next((k for k, token in enumerate(ids) if token in ends), len(ids))])
+
+
+def refuse_nan(index: Sequence[int]) -> Callable[[Tensor, Scope], None]:
     """A look at the logits: the arg max of NaN is a token like any other, and would read as the model's answer."""
 
     def look(logits_BTV: Tensor, scope: Scope) -> None:
         last = logits_BTV[:, -1]
         bad = (last.isnan() | last.isposinf()).any(-1)
         if bad.any():
-            beams = len(bad) // len(batch.index)
-            prompt = min(batch.index[row // beams] for row in bad.nonzero()[:, 0].tolist())
+            beams = len(bad) // len(index)
+            prompt = min(index[row // beams] for row in bad.nonzero()[:, 0].tolist())
             raise NonFiniteError(f"generate: the logits of prompt {prompt} are NaN or Inf")
 
     return look

@@ -229,11 +229,11 @@ def _vectors(
         }
         return named, None if isinstance(grid.donors, Donors) else "donor"
     if isinstance(grid.vector, Mapping) and all(isinstance(key, str) for key in grid.vector):
-        return {name: _by_layer(grid.kind, v) for name, v in grid.vector.items()}, "vector"  # type: ignore[arg-type]
+        return {name: _by_layer(grid.kind, v) for name, v in grid.vector.items()}, "vector"
     return {None: _by_layer(grid.kind, grid.vector)}, None
 
 
-def _by_layer(kind: Kind, vector: Vector | None) -> Callable[[str, int | None, Any], Tensor | None]:
+def _by_layer(kind: Kind, vector: Any) -> Callable[[str, int | None, Any], Tensor | None]:
     made: dict[int | None, Tensor | None] = {}
 
     def at(site: str, layer: int | None, label: Any) -> Tensor | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from inscape.errors import InputError
 from inscape.models.capture import Activations, Collector, tap_points
 from inscape.models.check import self_check
+from inscape.models.chunk import Cut
 from inscape.models.discovery import blocks_at, find_blocks, probe_ids
 from inscape.models.edit import Edit, edit_taps
 from inscape.models.families import FAMILIES
@@ -31,10 +32,11 @@ from inscape.models.generate import generate_ids
 from inscape.models.grid import Grid
 from inscape.models.loading import load_parts, tokenizer_hash, usable_device
 from inscape.models.metrics import Metric
+from inscape.models.proof import proven_cut
+from inscape.models.regenerate import Generated
 from inscape.models.rerun import Rerun, rerun
 from inscape.models.score import Scorer, Scores, continuation_start
 from inscape.models.sites import Sites
-from inscape.models.suffix import Cut, proven_cut
 from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long
 
 Progress = Callable[[Iterator[Batch], int], Iterator[Batch]]
@@ -376,7 +378,7 @@ class LM:
         self,
         prompts: Sequence[Prompt],
         edits: Grid | Sequence[Sequence[Edit]],
-        metric: Metric | Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        metric: Metric | Generated | Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         *,
         read: Tokens = "last",
         base: Sequence[Edit] = (),
@@ -393,7 +395,8 @@ class LM:
         Args:
             edits: a :class:`~inscape.models.grid.Grid`, or a list with the list of edits of each run.
             metric: what is read off the logits (:mod:`inscape.models.metrics`, or a function of logits ``[n, vocab]``,
-                the base run's logits ``[n, vocab]`` and the prompt's number ``[n]``); None: the logits themselves.
+                the base run's logits ``[n, vocab]`` and the prompt's number ``[n]``); None: the logits themselves;
+                :class:`Generated`: continuations.
             read: the tokens whose logits are read (:class:`~inscape.models.metrics.Probability` knows its own).
             base: edits of the base run, on which every cell stands (a corrupted run, say).
             naive: run everything in full, to check.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -20,6 +21,7 @@ from inscape.models.edit import Edit
 from inscape.models.grid import Cells, Grid, written_out
 from inscape.models.metrics import Custom, Logits, Metric, asked_positions
 from inscape.models.naive import Naive
+from inscape.models.regenerate import Generated, generated_from_cut, generated_in_full, refuse_logits
 from inscape.models.suffix import Suffixes
 from inscape.models.sweep import Sweep, made_ready
 from inscape.models.tokens import Batch, Mention, Prompt, Tokens, batches
@@ -50,7 +52,7 @@ def rerun(
     lm: "LM",
     prompts: Sequence[Prompt],
     edits: Grid | Sequence[Sequence[Edit]],
-    metric: Metric | Callable[[Tensor, Tensor, Tensor], Tensor] | None,
+    metric: Metric | Generated | Callable[[Tensor, Tensor, Tensor], Tensor] | None,
     *,
     read: Tokens,
     base: Sequence[Edit],
@@ -63,27 +65,61 @@ def rerun(
     progress: "Progress | None",
 ) -> Rerun:
     """:meth:`LM.rerun`."""
-    reading = Logits() if metric is None else metric if isinstance(metric, Metric) else Custom(metric)
-    encoded = lm.encode(prompts, bos)
+    generated = metric if isinstance(metric, Generated) else None
+    reading = metric if isinstance(metric, Metric) else Custom(metric) if callable(metric) else Logits()
+    encoded = lm.encode(prompts, bos, new_tokens=generated.max_new_tokens if generated is not None else 0)
     if not encoded:
         raise InputError("rerun: no prompts were given")
+    if generated is not None and (read != "last" or padding_side != "left"):
+        raise InputError("rerun: what is generated follows the last token, of prompts padded on the left")
     written = written_out(lm, edits, prompts, mentions, occurrence, bos, batch_size)
     asked = asked_positions(encoded, read, mentions=mentions, occurrence=occurrence)
     sequences = reading.sequences(lm, prompts, encoded, asked, bos)
     sweep = made_ready(lm, sequences, written, base, encoded, mentions, occurrence)
     cut = "asked for" if naive else lm.cut
     path = Naive(lm, sweep) if isinstance(cut, str) else Suffixes(lm, sweep, cut, batch_size)
-    results = _Results(reading, sweep)
     todo: Iterator[Batch] = batches(
         [one.whole for one in sequences], batch_size=batch_size, pad_id=lm.pad_id, device=lm.device,
         padding_side=padding_side,
     )  # fmt: skip
     if progress is not None:
         todo = progress(todo, -(-len(sequences) // batch_size))
+    why = cut if isinstance(cut, str) else None
+    if generated is not None:
+        return Rerun(*_continuations(lm, path, todo, generated, written), path.share, why)
+    results = _Results(reading, sweep)
     for batch in todo:
         for rows in path.logits(batch):
             results.add(*rows)
-    return Rerun(*results.labelled(written, len(prompts), read), path.share, cut if isinstance(cut, str) else None)
+    return Rerun(*results.labelled(written, len(prompts)), path.share, why)
+
+
+def _continuations(
+    lm: "LM", path: Naive | Suffixes, todo: Iterator[Batch], wanted: Generated, written: Cells
+) -> tuple[xr.DataArray, xr.DataArray]:
+    refuse_logits(lm, [path.sweep.base, *path.sweep.cells])
+    found = np.full((len(path.sweep.sequences), 1 + len(written.cells)), None, dtype=object)
+    for batch in todo:
+        some = (
+            generated_in_full(path, batch, wanted)
+            if isinstance(path, Naive)
+            else generated_from_cut(path, batch, wanted)
+        )
+        for sequence, cell, ids in some:
+            found[sequence, cell + 1] = tuple(ids)
+    if not wanted.ids:
+        texts = lm.decode([list(ids) for ids in found.ravel()])
+        for place, text in zip(np.ndindex(*found.shape), texts, strict=True):
+            found[place] = text
+    found[:, 1:][~path.sweep.exists.numpy()] = None
+    prompts = {"prompt": range(len(found))}
+    return (
+        xr.DataArray(
+            found[:, 1:].reshape(len(found), *written.shape), dims=("prompt", *written.dims),
+            coords={**prompts, **written.coords},
+        ),
+        xr.DataArray(found[:, 0], dims=("prompt",), coords=prompts),
+    )  # fmt: skip
 
 
 class _Results:
@@ -112,7 +148,7 @@ class _Results:
             self.values = torch.full(shape, torch.nan)
         self.values[sequence, cell + 1, nth] = found
 
-    def labelled(self, written: Cells, prompts: int, read: Tokens) -> tuple[xr.DataArray, xr.DataArray]:
+    def labelled(self, written: Cells, prompts: int) -> tuple[xr.DataArray, xr.DataArray]:
         assert self.values is not None
         self.values[:, 1:][~self.sweep.exists] = torch.nan
         values = self.metric.together(self.values, prompts)
