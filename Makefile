@@ -4,8 +4,10 @@ PYTHON  ?= python3
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 STAMP_D := $(VENV)/.installed-dev
+PEERS   ?= .venv-peers
+STAMP_P := $(PEERS)/.installed
 
-.PHONY: setup dev demo test test-slow lint bench docs clean
+.PHONY: setup dev demo test test-slow lint bench bench-peers docs clean
 
 setup: $(STAMP)
 
@@ -38,6 +40,17 @@ lint: dev
 
 bench: setup
 	$(BIN)/python benchmarks/capture.py
+	$(BIN)/python benchmarks/rerun.py
+
+bench-peers: $(STAMP_P)
+	$(PEERS)/bin/python benchmarks/rerun.py
+
+# Other libraries bring much with them: they live apart from the project's own environment.
+$(STAMP_P): pyproject.toml constraints.txt benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -c "import torch" 2>/dev/null || $(PEERS)/bin/pip install --quiet -c constraints.txt torch
+	$(PEERS)/bin/pip install --quiet -c constraints.txt -e . -r benchmarks/peers.txt
+	touch $@
 
 docs: dev
 	$(BIN)/pdoc --docformat google --output-directory site inscape inscape.models inscape.models.families \

@@ -145,7 +145,7 @@ def edit_taps(
         resolved.append((edit, sites.tap(edit.site, edit.layer), hits))
 
     def for_batch(batch: Batch) -> list[Tap]:
-        return [Tap(point, _EditFunction(edit, batch, at)) for edit, point, at in resolved]
+        return [Tap(point, EditOnBatch(edit, batch, at)) for edit, point, at in resolved]
 
     return for_batch
 
@@ -183,7 +183,7 @@ def checked_strength(edit: Edit, prompts: int) -> Edit:
     return edit
 
 
-class _EditFunction:
+class EditOnBatch:
     """An edit, bound to one batch: which rows and columns it touches, and with what."""
 
     def __init__(self, edit: Edit, batch: Batch, at: Sequence[Sequence[tuple[int, int]]]) -> None:
@@ -212,20 +212,20 @@ class _EditFunction:
         if not len(rows):
             return None
         rows, columns = rows.to(value.device), columns.to(value.device)
-        part = value if self.edit.head is None else value[:, :, self._head(value)]
-        new = self._rule(part[rows, columns], prompt, nth)
+        part = value if self.edit.head is None else value[:, :, self.head_of(value)]
+        new = self.made_of(part[rows, columns], prompt, nth)
         out = value.clone()
-        (out if self.edit.head is None else out[:, :, self._head(value)])[rows, columns] = new.to(value.dtype)
+        (out if self.edit.head is None else out[:, :, self.head_of(value)])[rows, columns] = new.to(value.dtype)
         return out
 
-    def _head(self, value: Tensor) -> int:
+    def head_of(self, value: Tensor) -> int:
         head = self.edit.head
         assert head is not None
         if not -value.shape[2] <= head < value.shape[2]:
             raise InputError(f"edit of {self.edit.site}: no head {head}, there are {value.shape[2]}")
         return head
 
-    def _rule(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
+    def made_of(self, x: Tensor, prompt: Tensor, nth: Tensor) -> Tensor:
         """``f(x)`` on the touched rows ``[hit, *feature]``."""
         edit, strength = self.edit, self.edit.strength
         if isinstance(strength, Tensor):
@@ -299,7 +299,7 @@ def check_fired(taps: Sequence[Tap], scope: Scope) -> None:
     """Raise :class:`EditError` unless every edit fired once per forward pass and reached every row asked for."""
     for tap in taps:
         function = tap.function
-        if not isinstance(function, _EditFunction):
+        if not isinstance(function, EditOnBatch):
             continue
         if tap.fired != scope.forwards or scope.forwards == 0:
             raise EditError(f"the edit of {tap.point} fired {tap.fired} times in {scope.forwards} forward passes")

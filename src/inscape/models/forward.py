@@ -78,7 +78,7 @@ def run_batch(
             # An edit above the last look did not run, and could not have changed what was seen.
             edits = [tap for tap in edits if tap.fired]
     check_fired(edits, scope)
-    _check_looks(looks)
+    check_looks(looks)
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -113,7 +113,8 @@ def _stop_after(looks: list[Tap]) -> None:
         tap.function = stopping(tap, tap.function)
 
 
-def _check_looks(looks: Sequence[Tap]) -> None:
+def check_looks(looks: Sequence[Tap]) -> None:
+    """Refuse a pass in which a site was not seen just once."""
     for tap in looks:
         if tap.fired != 1:
             raise InputError(

@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from inscape.errors import InputError
+from inscape.models.attribution import attribute
 from inscape.models.capture import Activations, Collector, tap_points
 from inscape.models.check import self_check
 from inscape.models.chunk import Cut
@@ -407,6 +408,31 @@ class LM:
         return rerun(
             self, prompts, edits, metric, read=read, base=base, mentions=mentions, occurrence=occurrence, bos=bos,
             batch_size=batch_size, padding_side=padding_side, naive=naive, progress=progress,
+        )  # fmt: skip
+
+    def attribute(
+        self,
+        prompts: Sequence[Prompt],
+        edits: Grid | Sequence[Sequence[Edit]],
+        metric: Metric | Callable[[Tensor, Tensor, Tensor], Tensor],
+        *,
+        read: Tokens = "last",
+        base: Sequence[Edit] = (),
+        mentions: Sequence[Mention] | None = None,
+        occurrence: int | None = None,
+        bos: bool | None = None,
+        batch_size: int = 64,
+        padding_side: str = "left",
+        progress: Progress | None = None,
+    ) -> Rerun:
+        """:meth:`rerun`, estimated to first order from one forward and one backward pass (attribution patching).
+
+        ``values`` are the base metric plus the estimated change of each cell; ``base`` is exact. What the estimate does
+        not show: :mod:`inscape.models.attribution`. Memory: the graph of one batch (lower ``batch_size``).
+        """
+        return attribute(
+            self, prompts, edits, metric, read=read, base=base, mentions=mentions, occurrence=occurrence, bos=bos,
+            batch_size=batch_size, padding_side=padding_side, progress=progress,
         )  # fmt: skip
 
     @cached_property

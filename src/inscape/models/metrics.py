@@ -35,6 +35,8 @@ class Metric(ABC):
     """A reading of logits. ``dims`` and ``coords`` name what it adds to a sweep's dimensions, beyond ``token``."""
 
     dims: tuple[str, ...] = ()
+    uses_base = False
+    """Whether :meth:`read` looks at the base run's logits; if not, it is not given them."""
     sums = False
     """Whether the asked tokens make one value together, so that the result has no dimension ``token``."""
 
@@ -49,8 +51,9 @@ class Metric(ABC):
 
     @abstractmethod
     def read(self, logits_NV: Tensor, base_NV: Tensor, sequence: Tensor, nth: Tensor) -> Tensor:
-        """``[n, *dims]``: a value for each row of float32 logits; ``base`` are the unedited ones of the same token.
+        """``[n, *dims]``: a value for each row of float32 logits.
 
+        ``base`` are the unedited ones of the same token (if ``uses_base``);
         ``sequence`` and ``nth`` (int64 ``[n]``) say whose token it is, and which of the asked ones.
         """
 
@@ -158,6 +161,8 @@ class Probability(Metric):
 class KL(Metric):
     """KL(base ‖ edited) of the next-token distribution, in nats."""
 
+    uses_base = True
+
     def read(self, logits_NV: Tensor, base_NV: Tensor, sequence: Tensor, nth: Tensor) -> Tensor:
         base = base_NV.log_softmax(-1)
         return (base.exp() * (base - logits_NV.log_softmax(-1))).sum(-1)
@@ -168,6 +173,7 @@ class Custom(Metric):
     """A function ``f(logits [n, vocab], base [n, vocab], prompt [n]) → [n]`` of the user's own."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    uses_base = True
 
     def read(self, logits_NV: Tensor, base_NV: Tensor, sequence: Tensor, nth: Tensor) -> Tensor:
         found = self.function(logits_NV, base_NV, sequence)

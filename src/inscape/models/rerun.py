@@ -129,19 +129,23 @@ class _Results:
         self.metric, self.sweep = metric, sweep
         self.width = max(len(one.asked) for one in sweep.sequences)
         self.values: Tensor | None = None
-        self.base_logits: dict[tuple[int, int], Tensor] = {}
+        self.base_NV = torch.empty(0)
+        self.base_row: dict[tuple[int, int], int] = {}
 
     def add(self, logits_NV: Tensor, sequence: Tensor, cell: Tensor, nth: Tensor) -> None:
-        bad = ~torch.isfinite(logits_NV).any(-1) | logits_NV.isnan().any(-1)
+        # (The largest is NaN if any is, and infinite if any is or all are minus infinity.)
+        bad = ~torch.isfinite(logits_NV.amax(-1))
         if bad.any():
             owner = self.sweep.sequences[int(sequence[bad.cpu()][0])].owner
             raise NonFiniteError(f"rerun: the logits of prompt {owner} are NaN or Inf")
         if cell[0] < 0:
-            keys = list(zip(sequence.tolist(), nth.tolist(), strict=True))
-            self.base_logits = dict(zip(keys, logits_NV, strict=True))
-            base_NV = logits_NV
+            self.base_row = {key: n for n, key in enumerate(zip(sequence.tolist(), nth.tolist(), strict=True))}
+            self.base_NV = base_NV = logits_NV
+        elif self.metric.uses_base:
+            same = [self.base_row[key] for key in zip(sequence.tolist(), nth.tolist(), strict=True)]
+            base_NV = self.base_NV[torch.tensor(same, device=logits_NV.device)]
         else:
-            base_NV = torch.stack([self.base_logits[k] for k in zip(sequence.tolist(), nth.tolist(), strict=True)])
+            base_NV = logits_NV
         found = self.metric.read(logits_NV, base_NV, sequence, nth).float().cpu()
         if self.values is None:
             shape = (len(self.sweep.sequences), 1 + len(self.sweep.cells), self.width, *found.shape[1:])
@@ -152,16 +156,20 @@ class _Results:
         assert self.values is not None
         self.values[:, 1:][~self.sweep.exists] = torch.nan
         values = self.metric.together(self.values, prompts)
-        dims, coords = self.metric.dims, self.metric.coords()
-        token: tuple[str, ...] = ("token",)
-        if self.metric.sums or self.width == 1:
-            token = ()
-            values = values if self.metric.sums else values[:, :, 0]
-        base, edited = values[:, 0], values[:, 1:].unflatten(1, written.shape)
-        shared: dict[str, Any] = {"prompt": range(prompts), **coords}
-        return (
-            xr.DataArray(
-                edited.numpy(), dims=("prompt", *written.dims, *token, *dims), coords={**shared, **written.coords}
-            ),
-            xr.DataArray(base.numpy(), dims=("prompt", *token, *dims), coords=shared),
-        )
+        values = values if self.metric.sums or self.width > 1 else values[:, :, 0]
+        return as_arrays(values[:, 1:], values[:, 0], written, self.metric, self.width > 1)
+
+
+def as_arrays(
+    edited: Tensor, base: Tensor, written: Cells, metric: Metric, several: bool
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """``[prompt, cell, ...]`` and ``[prompt, ...]`` with named dimensions; ``several``: there is an axis of tokens read."""
+    rest = (*(("token",) if several and not metric.sums else ()), *metric.dims)
+    shared: dict[str, Any] = {"prompt": range(len(base)), **metric.coords()}
+    return (
+        xr.DataArray(
+            edited.unflatten(1, written.shape).numpy(), dims=("prompt", *written.dims, *rest),
+            coords={**shared, **written.coords},
+        ),
+        xr.DataArray(base.numpy(), dims=("prompt", *rest), coords=shared),
+    )  # fmt: skip
