@@ -11,6 +11,7 @@ from inscape.models.regenerate import Generated
 from inscape.models.rerun import Rerun
 from inscape.models.score import Scores
 from inscape.models.sites import SITES
+from inscape.models.store import ActivationStore
 from inscape.models.tokens import Window
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "KL",
     "LM",
     "SITES",
+    "ActivationStore",
     "Activations",
     "Donors",
     "Edit",

@@ -99,10 +99,11 @@ def _stop_after(looks: list[Tap]) -> None:
     """Make the last of the looks to fire end the forward pass."""
     waiting = {id(tap) for tap in looks}
 
-    def stopping(tap: Tap, look: Callable[[Tensor, Scope], Tensor | None]) -> Callable[[Tensor, Scope], Tensor | None]:
+    # (By the tap's id: a function that held its own tap would keep what it collected until the cycle is found.)
+    def stopping(tap: int, look: Callable[[Tensor, Scope], Tensor | None]) -> Callable[[Tensor, Scope], Tensor | None]:
         def function(value: Tensor, scope: Scope) -> Tensor | None:
             look(value, scope)
-            waiting.discard(id(tap))
+            waiting.discard(tap)
             if not waiting:
                 raise StopForward
             return None
@@ -110,7 +111,7 @@ def _stop_after(looks: list[Tap]) -> None:
         return function
 
     for tap in looks:
-        tap.function = stopping(tap, tap.function)
+        tap.function = stopping(id(tap), tap.function)
 
 
 def check_looks(looks: Sequence[Tap]) -> None:

@@ -11,7 +11,7 @@ is the same, bit for bit. Tensors in and out are plain; mix them with any other 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from inscape.models.regenerate import Generated
 from inscape.models.rerun import Rerun, rerun
 from inscape.models.score import Scorer, Scores, continuation_start
 from inscape.models.sites import Sites
+from inscape.models.store import ActivationStore
+from inscape.models.stream import capture_to
 from inscape.models.tokens import Batch, Encoded, Mention, Prompt, Tokens, encode, positions, refuse_too_long
 
 Progress = Callable[[Iterator[Batch], int], Iterator[Batch]]
@@ -282,6 +284,10 @@ class LM:
     def logits(self, prompts: Sequence[Prompt], *, edits: Sequence[Edit] = (), **options: Any) -> Tensor:
         """Next-token logits ``[prompt, vocab]``; options as in :meth:`capture`."""
         return self.capture(prompts, "logits", edits=edits, **options).at()
+
+    def capture_to(self, prompts: Iterable[Prompt], folder: str | Path, *args: Any, **options: Any) -> ActivationStore:
+        """Activations of a stream of any length, on disk: see :func:`inscape.models.stream.capture_to`."""
+        return capture_to(self, prompts, folder, *args, **options)
 
     # -- run -------------------------------------------------------------------------------------------------------
 

@@ -95,14 +95,15 @@ def encode(
     encoded = iter(_encode_texts(tokenizer, texts, bos, offsets))
     result = []
     for number, prompt in enumerate(prompts):
-        one = next(encoded) if isinstance(prompt, str) else Encoded(None, _given_ids(prompt, number), None)
+        one = next(encoded) if isinstance(prompt, str) else Encoded(None, given_ids(prompt, number), None)
         if not one.ids:
             raise InputError(f"prompt {number} is empty, and no BOS token was added: there is nothing to run")
         result.append(one)
     return result
 
 
-def _given_ids(prompt: Any, number: int) -> tuple[int, ...]:
+def given_ids(prompt: Any, number: int) -> tuple[int, ...]:
+    """The ids of a prompt that is no text; refused if they are no whole numbers."""
     try:
         return tuple(operator.index(i) for i in prompt)
     except TypeError:
