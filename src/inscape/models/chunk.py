@@ -254,7 +254,8 @@ class Chunk:
         for k, cell in enumerate(cells):
             for turn, placed, from_base in self._edits_of(cell):
                 site, layer = placed.edit.site, placed.edit.layer
-                if site == "embed" or (from_base and site == "resid_pre" and layer == 0):
+                first = layer is not None and layer % work.lm.n_layers == 0
+                if site == "embed" or (from_base and site == "resid_pre" and first):
                     which, columns, sequence, nth = work.places.of(placed, batch, self.prompts)
                     hits.setdefault((turn, site), []).append(
                         Hits(placed, turn, k * many + which, columns, sequence, nth)

@@ -7,9 +7,10 @@ the same site, layer and token.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -77,6 +78,8 @@ class Grid:
     when: When = "prompt"
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(f"grid: kind={self.kind!r}, expected one of {', '.join(get_args(Kind))}")
         if self.donors is not None and (self.kind != "set" or self.vector is not None or self.heads is not None):
             raise InputError("grid: donors give whole values: they need kind='set', no vector and no heads")
         if self.kind in ("add", "set", "project") and self.vector is None and self.donors is None:
@@ -110,10 +113,9 @@ def written_out(
 ) -> Cells:
     """The cells of a grid; a plain list of lists of edits has the one dimension ``cell``."""
     if not isinstance(grid, Grid):
+        if not isinstance(grid, Sequence) or not all(_is_cell(cell) for cell in grid):
+            raise InputError("rerun: expected a Grid, or a list with a list of edits for each run")
         cells = [tuple(cell) for cell in grid]
-        for cell in cells:
-            if not all(isinstance(edit, Edit) for edit in cell):
-                raise InputError("rerun: expected a Grid, or a list with a list of edits for each run")
         if not cells:
             raise InputError("rerun: no edits were given")
         return Cells(
@@ -157,6 +159,10 @@ def written_out(
     return Cells(tuple(dim for dim, _ in shown), named, cells, _exists(axes, list(by_label), exists))
 
 
+def _is_cell(cell: object) -> bool:
+    return isinstance(cell, Sequence) and all(isinstance(edit, Edit) for edit in cell)
+
+
 def _layers(lm: "LM", sites: Sequence[str], layers: int | Sequence[int] | None) -> list[int | None]:
     names = [parse_site(site)[0] for site in sites]
     without = [name in LAYERLESS for name in names]
@@ -166,7 +172,11 @@ def _layers(lm: "LM", sites: Sequence[str], layers: int | Sequence[int] | None) 
                 f"grid: site {names[without.index(True)]!r} has no layers; sweep it by itself, without layers"
             )
         return [None]
-    wanted = range(lm.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
+    try:
+        given = range(lm.n_layers) if layers is None else layers if isinstance(layers, Iterable) else [layers]
+        wanted = [operator.index(layer) for layer in given]
+    except TypeError:
+        raise InputError(f"grid: layers={layers!r:.80}, expected layers by number") from None
     for layer in wanted:
         if not -lm.n_layers <= layer < lm.n_layers:
             raise InputError(f"grid: no layer {layer}: the model has layers 0 to {lm.n_layers - 1}")
@@ -200,7 +210,14 @@ def _strengths(strengths: Sequence[float] | Tensor, prompts: int) -> tuple[list[
         if strengths.shape[0] != prompts:
             raise InputError(f"grid: strengths for {strengths.shape[0]} prompts, there are {prompts}")
         return list(strengths.T), list(range(strengths.shape[1]))
-    numbers = [float(s) for s in strengths]
+    try:
+        if isinstance(strengths, Tensor) and strengths.ndim != 1:
+            raise TypeError
+        numbers = [float(s) for s in strengths]
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"grid: strengths are a {type(strengths).__name__}; expected numbers, or a tensor [prompt, strength]"
+        ) from None
     return list(numbers), numbers
 
 
@@ -242,7 +259,10 @@ def _by_layer(kind: Kind, vector: Any) -> Callable[[str, int | None, Any], Tenso
             if isinstance(vector, Mapping) and layer not in vector:
                 raise InputError(f"grid: no vector for layer {layer} (there are {', '.join(map(str, vector))})")
             value = vector[layer] if isinstance(vector, Mapping) and layer is not None else vector
-            made[key] = value if value is None else torch.as_tensor(value)
+            try:
+                made[key] = value if value is None else torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError(f"grid: the vector is a {type(value).__name__}, expected numbers") from None
             if kind == "project" and value is not None:  # the edit wants an orthonormal basis
                 made[key] = project("embed", None, torch.as_tensor(value)).vector
         return made[key]
@@ -286,7 +306,8 @@ def _donated(
     for label, tokens_by_prompt in at.items():
         width = max(map(len, tokens_by_prompt))
         index = torch.tensor(
-            [[rows[i, t] for t in one] + [0] * (width - len(one)) for i, one in enumerate(tokens_by_prompt)]
+            [[rows[i, t] for t in one] + [0] * (width - len(one)) for i, one in enumerate(tokens_by_prompt)],
+            dtype=torch.int64,
         )
         for site in sites:
             found = acts[parse_site(site)[0]]

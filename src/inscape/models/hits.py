@@ -53,9 +53,11 @@ class Places:
         return which, here[which, slot] + shift[which], sequence[which], nths[sequence[which], slot]
 
 
+@torch.no_grad()
 def applied(value: Tensor, hits: Sequence[Hits], sequences: int) -> Tensor:
     """The value ``[row, token, *feature]`` with edits made; those of one kind and turn (other runs') together."""
     out = value.clone()
+    hits = [one for one in hits if len(one.rows)]  # (an edit may name no token of these prompts)
     together: dict[tuple[Any, ...], list[Hits]] = {}
     for one in hits:
         edit = one.placed.edit
@@ -65,7 +67,7 @@ def applied(value: Tensor, hits: Sequence[Hits], sequences: int) -> Tensor:
         rows, tokens = (
             torch.cat(each).to(value.device) for each in zip(*((h.rows, h.tokens) for h in group), strict=True)
         )
-        part = out if head is None else out[:, :, _head_of(head, value)]
+        part = out if head is None else out[:, :, _head_of(head, value, group[0].placed.edit.site)]
         x = part[rows, tokens]
         strengths, vectors, first = [], [], 0
         for one in group:
@@ -81,7 +83,7 @@ def applied(value: Tensor, hits: Sequence[Hits], sequences: int) -> Tensor:
     return out
 
 
-def _head_of(head: int, value: Tensor) -> int:
+def _head_of(head: int, value: Tensor, site: str) -> int:
     if not -value.shape[2] <= head < value.shape[2]:
-        raise InputError(f"edit: no head {head}, there are {value.shape[2]}")
+        raise InputError(f"edit of {site}: no head {head}, there are {value.shape[2]}")
     return head

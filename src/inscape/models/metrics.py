@@ -5,6 +5,7 @@ continuation has several tokens it is read by teacher forcing: prompt and contin
 before each of its tokens are asked for.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -116,23 +117,30 @@ class Probability(Metric):
     @property
     def _many(self) -> bool:
         first = self.continuations[0] if len(self.continuations) else ""
-        return not isinstance(first, str) and len(first) > 0 and not isinstance(first[0], int)
+        return not isinstance(first, str) and len(first) > 0 and not hasattr(first[0], "__index__")
 
     def sequences(
         self, lm: "LM", prompts: Sequence[Prompt], encoded: Sequence[Encoded], asked: list[list[int]], bos: bool | None
     ) -> list[Asked]:
-        if len(self.continuations) != len(prompts):
-            raise InputError(f"Probability: {len(self.continuations)} continuations for {len(prompts)} prompts")
+        if isinstance(self.continuations, str) or len(self.continuations) != len(prompts):
+            found = "one text" if isinstance(self.continuations, str) else len(self.continuations)
+            raise InputError(f"Probability: {found} for continuations of {len(prompts)} prompts")
+        if self._many and any(
+            isinstance(c, str) or any(hasattr(x, "__index__") for x in c) for c in self.continuations
+        ):
+            raise InputError("Probability: expected one continuation for each prompt, or a list of them for each")
         lists = [list(c) for c in self.continuations] if self._many else [[c] for c in self.continuations]
         if len({len(one) for one in lists}) != 1:
             raise InputError("Probability: expected as many continuations for each prompt")
+        for owner, (prompt, several) in enumerate(zip(prompts, lists, strict=True)):
+            if any(isinstance(prompt, str) != isinstance(continuation, str) for continuation in several):
+                raise InputError(f"Probability: prompt {owner} and its continuation mix text and token ids")
+        # (By continuation, so that a message counts prompts.)
+        wholes = [lm.encode(list(map(_joined, prompts, nth)), bos=bos) for nth in zip(*lists, strict=True)]
         result, targets = [], []
         for owner, (prompt, several) in enumerate(zip(prompts, lists, strict=True)):
-            for continuation in several:
-                if isinstance(prompt, str) != isinstance(continuation, str):
-                    raise InputError(f"Probability: prompt {owner} and its continuation mix text and token ids")
-                joined = prompt + continuation if isinstance(prompt, str) else [*prompt, *continuation]
-                whole = lm.encode([joined], bos=bos)[0]
+            for continuation, encoded_wholes in zip(several, wholes, strict=True):
+                whole = encoded_wholes[owner]
                 start = continuation_start(prompt, continuation, whole, owner)
                 head = Encoded(
                     prompt if isinstance(prompt, str) else None,
@@ -164,8 +172,9 @@ class KL(Metric):
     uses_base = True
 
     def read(self, logits_NV: Tensor, base_NV: Tensor, sequence: Tensor, nth: Tensor) -> Tensor:
-        base = base_NV.log_softmax(-1)
-        return (base.exp() * (base - logits_NV.log_softmax(-1))).sum(-1)
+        base, edited = base_NV.log_softmax(-1), logits_NV.log_softmax(-1)
+        # (A token that can't come, of a padded vocabulary, adds nothing; 0 times minus infinity would be NaN.)
+        return torch.where(base.isneginf(), 0, base.exp() * (base - edited)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,10 @@ class Custom(Metric):
         return found
 
 
+def _joined(prompt: Any, continuation: Any) -> Any:
+    return prompt + continuation if isinstance(prompt, str) else [*prompt, *continuation]
+
+
 def single_tokens(lm: "LM", tokens: Sequence[str | int], prompts: int, side: str) -> Tensor:
     """int64 ``[prompt]``: one token id for each prompt; a text must be one token."""
     if isinstance(tokens, str) or len(tokens) != prompts:
@@ -195,7 +208,11 @@ def single_tokens(lm: "LM", tokens: Sequence[str | int], prompts: int, side: str
                 raise InputError(f"{side}: {token!r} of prompt {number} is {len(found)} tokens, expected one")
             ids.append(found[0])
         else:
-            ids.append(int(token))
+            ids.append(operator.index(token))
+        if not 0 <= ids[-1] < lm.vocab:
+            raise InputError(
+                f"{side}: token id {ids[-1]} of prompt {number} is not in the model's {lm.vocab} embeddings"
+            )
     return torch.tensor(ids, dtype=torch.int64)
 
 

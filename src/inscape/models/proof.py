@@ -1,5 +1,6 @@
 """Whether a model can be cut is not looked up but proven, on a few tokens of the model at hand, before its first sweep."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from inscape.models.blocks import find_blocks_form, find_roles
 from inscape.models.chunk import Cut
 from inscape.models.discovery import probe_ids
+from inscape.models.edit import add
 from inscape.models.grid import Grid, written_out
 from inscape.models.metrics import Asked
 from inscape.models.naive import Naive
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 def proven_cut(lm: "LM") -> Cut | str:
     """How this model is cut, shown on a few tokens to give what full forward passes give; or why it can't be.
 
-    Six runs on two prompts of unlike length: an edit of the stream at the first, the middle and the last layer, at an
-    early token and at the last, all packed together; then apart. Off by more than rounding: not taken.
+    Seven runs on two prompts of unlike length: an edit of the stream at the first, the middle and the last layer, at an
+    early token and at the last, and one of the embeddings (which a model may read again higher up), all packed together;
+    then apart. Off by more than rounding: not taken.
     """
     try:
         blocks = find_blocks_form(lm.model, lm.sites.blocks, lm.vocab, lm.device)
@@ -59,6 +62,11 @@ def _off(lm: "LM", cut: Cut) -> str | None:
     grid = Grid("resid_pre", layers, {"early": [1, 1], "last": "last"}, vector=vectors, strengths=(1.0, -2.0))
     encoded = lm.encode(prompts)
     written = written_out(lm, grid, prompts, None, None, None, 2)
+    embedded = lm.capture(prompts, "embed", dtype=torch.float32).at()
+    ramp = torch.linspace(-1, 1, embedded.shape[1])
+    cell = (add("embed", None, 3 * embedded.std() * ramp, tokens=[1, 1]),)
+    exists = torch.ones(len(prompts), len(written.cells) + 1, dtype=torch.bool)
+    written = replace(written, cells=[*written.cells, cell], exists=exists)
     asked = [Asked(i, one, one, (len(one.ids) - 1,)) for i, one in enumerate(encoded)]
     sweep = made_ready(lm, asked, written, (), encoded, None, None)
     batch = next(batches(encoded, batch_size=2, pad_id=lm.pad_id, device=lm.device))

@@ -150,6 +150,17 @@ def _decode_taps(path: Suffixes, cells: Sequence[int], index: Sequence[int]) -> 
     return [tap(site, layer, hits) for (_, site, layer), hits in sorted(grouped.items(), key=lambda item: item[0][0])]
 
 
+def refuse_options(lm: "LM", wanted: Generated) -> None:
+    """Options by which transformers would read the prompt, or keep its cache, in another way than a sweep does."""
+    if not wanted.ids and lm.tokenizer is None:
+        raise InputError(
+            "rerun: text was asked for, but the model was loaded without a tokenizer (Generated(ids=True))"
+        )
+    for name in ("num_beams", "cache_implementation", "prefill_chunk_size", "prompt_lookup_num_tokens"):
+        if wanted.options.get(name) not in (None, 1):
+            raise InputError(f"rerun: {name}={wanted.options[name]!r} is not taken while a sweep generates")
+
+
 def refuse_logits(lm: "LM", edits: Sequence[Sequence[Placed]]) -> None:
     """Edits of logits don't reach what is generated."""
     if any(placed.edit.site == "logits" for cell in edits for placed in cell):

@@ -21,7 +21,7 @@ from inscape.models.edit import Edit
 from inscape.models.grid import Cells, Grid, written_out
 from inscape.models.metrics import Custom, Logits, Metric, asked_positions
 from inscape.models.naive import Naive
-from inscape.models.regenerate import Generated, generated_from_cut, generated_in_full, refuse_logits
+from inscape.models.regenerate import Generated, generated_from_cut, generated_in_full, refuse_logits, refuse_options
 from inscape.models.suffix import Suffixes
 from inscape.models.sweep import Sweep, made_ready
 from inscape.models.tokens import Batch, Mention, Prompt, Tokens, batches
@@ -66,16 +66,21 @@ def rerun(
 ) -> Rerun:
     """:meth:`LM.rerun`."""
     generated = metric if isinstance(metric, Generated) else None
-    reading = metric if isinstance(metric, Metric) else Custom(metric) if callable(metric) else Logits()
+    reading = Logits() if generated is not None or metric is None else _reading(metric)
+    if batch_size < 1:
+        raise InputError(f"rerun: batch_size={batch_size}, expected at least 1")
     encoded = lm.encode(prompts, bos, new_tokens=generated.max_new_tokens if generated is not None else 0)
     if not encoded:
         raise InputError("rerun: no prompts were given")
-    if generated is not None and (read != "last" or padding_side != "left"):
-        raise InputError("rerun: what is generated follows the last token, of prompts padded on the left")
+    if generated is not None:
+        refuse_options(lm, generated)
+        if not isinstance(read, str) or read != "last" or padding_side != "left":
+            raise InputError("rerun: what is generated follows the last token, of prompts padded on the left")
     written = written_out(lm, edits, prompts, mentions, occurrence, bos, batch_size)
     asked = asked_positions(encoded, read, mentions=mentions, occurrence=occurrence)
     sequences = reading.sequences(lm, prompts, encoded, asked, bos)
     sweep = made_ready(lm, sequences, written, base, encoded, mentions, occurrence)
+    _refuse_idle(sweep, generated)
     cut = "asked for" if naive else lm.cut
     path = Naive(lm, sweep) if isinstance(cut, str) else Suffixes(lm, sweep, cut, batch_size)
     todo: Iterator[Batch] = batches(
@@ -92,6 +97,27 @@ def rerun(
         for rows in path.logits(batch):
             results.add(*rows)
     return Rerun(*results.labelled(written, len(prompts)), path.share, why)
+
+
+def _reading(metric: object) -> Metric:
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, type) or not callable(metric):
+        raise InputError(f"rerun: metric={metric!r:.80}, expected a Metric like KL(), Generated() or a function")
+    return Custom(metric)
+
+
+def _refuse_idle(sweep: Sweep, generated: Generated | None) -> None:
+    """Edits that wait for tokens after the prompt, where there are none: their result would be the base run's."""
+    fed_back = generated.max_new_tokens > 1 if generated is not None else False
+    if fed_back or any(len(one.whole.ids) > len(one.prompt.ids) for one in sweep.sequences):
+        return
+    for placed in (placed for cell in (sweep.base, *sweep.cells) for placed in cell):
+        if placed.edit.when == "decode":
+            what = "one new token" if generated is not None else "this metric"
+            raise InputError(
+                f"edit of {placed.edit.site}: when='decode' acts on tokens after the prompt; {what} has none"
+            )
 
 
 def _continuations(
@@ -132,6 +158,7 @@ class _Results:
         self.base_NV = torch.empty(0)
         self.base_row: dict[tuple[int, int], int] = {}
 
+    @torch.no_grad()
     def add(self, logits_NV: Tensor, sequence: Tensor, cell: Tensor, nth: Tensor) -> None:
         # (The largest is NaN if any is, and infinite if any is or all are minus infinity.)
         bad = ~torch.isfinite(logits_NV.amax(-1))

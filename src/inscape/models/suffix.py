@@ -36,7 +36,9 @@ class Suffixes:
         self.lm, self.sweep, self.cut, self.batch_size = lm, sweep, cut, batch_size
         self.n_layers = lm.n_layers
         self.naive = 0
-        base_pre = {p.edit.layer for p in sweep.base if p.edit.site == "resid_pre"}
+        base_pre = {
+            p.edit.layer % self.n_layers for p in sweep.base if p.edit.site == "resid_pre" and p.edit.layer is not None
+        }
 
         def entry(placed: Placed) -> int:
             """The stream in which an edit is the first thing to be different."""

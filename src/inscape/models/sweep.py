@@ -57,9 +57,10 @@ def made_ready(
     def hits(edit: Edit) -> list[list[tuple[int, int]]]:
         at = [[] for _ in encoded] if edit.when == "decode" else prompt_positions(edit, encoded, mentions, occurrence)
         for one in sequences:
-            if at[one.owner] and max(at[one.owner]) >= len(one.prompt.ids):
+            named = max(at[one.owner], default=-1) + 1
+            if one.prompt.ids[:named] != encoded[one.owner].ids[:named]:
                 raise InputError(
-                    f"edit of {edit.site}: token {max(at[one.owner])} of prompt {one.owner} merges with the continuation"
+                    f"edit of {edit.site}: token {named - 1} of prompt {one.owner} merges with the continuation"
                 )
         return [
             [(p, nth) for nth, p in enumerate(at[one.owner])]
@@ -88,6 +89,11 @@ def _by_sequence(edit: Edit, owners: Tensor, prompts: int, vectors: dict[int, Te
         edit = replace(edit, strength=edit.strength[owners])
     feature_ndim = 2 if edit.site in ("q", "k", "v", "z") and edit.head is None else 1
     if edit.vector is not None and edit.kind != "project" and edit.vector.ndim > feature_ndim:
+        if edit.vector.shape[0] != prompts:
+            raise InputError(
+                f"edit of {edit.site}: vector has shape {tuple(edit.vector.shape)}; expected a first axis per prompt "
+                f"({prompts})"
+            )
         if id(edit.vector) not in vectors:
             vectors[id(edit.vector)] = edit.vector[owners.to(edit.vector.device)]
         edit = replace(edit, vector=vectors[id(edit.vector)])
