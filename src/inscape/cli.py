@@ -128,7 +128,9 @@ def train(
     print(out)
 
 
-def _study_command(name: str, config_type: type[BaseModel], smoke: dict[str, Any]) -> Callable[..., None]:
+def _study_command(
+    name: str, config_type: type[BaseModel], smoke: dict[str, Any], folder_name: str | None = None
+) -> Callable[..., None]:
     def command(
         *,
         config: Annotated[Any, Parameter(name="*")] = None,
@@ -142,7 +144,7 @@ def _study_command(name: str, config_type: type[BaseModel], smoke: dict[str, Any
 
         given = {} if config is None else {field: getattr(config, field) for field in config.model_fields_set}
         fields = {**(smoke if smoke_run else {}), **_from_yaml(file, config_type), **given}
-        where = out or Path("runs") / name
+        where = out or Path("runs") / (folder_name or name)
         _refuse_impossible(where)
         already = (where / "manifest.json").exists() and read_run(where).done
         folder = run_study(name, _validated(config_type, fields), where, quiet=quiet)
@@ -206,6 +208,12 @@ def _register_studies() -> None:
             name=study.name,
             help=f"{study.title}. {study.paper}.",
         )
+    tracing = STUDIES["causal-tracing"]
+    app.command(
+        _study_command(tracing.name, tracing.config, dict(tracing.smoke), "trace"),
+        name="trace",
+        help=f"Which states carry the answers to PROMPTS: `run {tracing.name}` by its short name. {tracing.paper}.",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

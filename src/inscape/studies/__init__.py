@@ -17,6 +17,9 @@ from inscape.errors import InputError
 from inscape.runs import Page, Run, RunFolder, read_run
 from inscape.runs.figures import draw
 from inscape.studies import (
+    causal_tracing,
+    causal_tracing_figures,
+    causal_tracing_page,
     numeric_comparison,
     numeric_comparison_page,
     numeric_monotonic,
@@ -67,6 +70,18 @@ STUDIES: dict[str, Study] = {
             numeric_comparison.run,
             numeric_comparison_page.figures,
             numeric_comparison_page.page,
+        ),
+        Study(
+            "causal-tracing",
+            "which states carry a fact to the answer: restored under noise, patched between prompts, estimated by gradient",
+            "Meng et al., NeurIPS 2022 (arXiv 2202.05262)",
+            causal_tracing.Config,
+            causal_tracing.SMOKE,
+            causal_tracing.asked_for,
+            causal_tracing.inputs_of,
+            causal_tracing.run,
+            causal_tracing_figures.figures,
+            causal_tracing_page.page,
         ),
     )
 }
