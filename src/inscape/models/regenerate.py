@@ -90,7 +90,7 @@ def generated_from_cut(path: Suffixes, batch: Batch, wanted: Generated) -> Itera
                 found = _continued(path, base, wanted, pairs, last, prompts, [cell])
                 yield from ((i, cell, ids) for i, ids in zip(sequences, found, strict=True))
             continue
-        for chunk in path.chunks(base, cells, prompts, start, most_rows=4 * path.batch_size):
+        for chunk in path.chunks(base, cells, prompts, start, most_rows=path.batch_size):
             final, kept = chunk.run(keep=True)
             assert kept is not None
             last = _last_tokens(chunk, final, base)

@@ -75,19 +75,32 @@ class Scorer:
 
     def tap(self, batch: Batch, point: TapPoint) -> Tap:
         kept = self.columns(batch)
+        lengths = [len(self.sequences[i].ids) - self.starts[i] for i in batch.index]
+        rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        columns = torch.cat([
+            torch.arange(self.starts[i], len(self.sequences[i].ids)) + batch.shift[row] - 1
+            for row, i in enumerate(batch.index)
+        ])  # fmt: skip
+        target = torch.tensor([t for i in batch.index for t in self.sequences[i].ids[self.starts[i] :]])
 
         def look(logits_BTV: Tensor, scope: Scope) -> None:
             narrow = logits_BTV.shape[1] != batch.ids.shape[1]
             if narrow and logits_BTV.shape[1] != len(kept):
                 raise InputError(f"asked the model for logits at {len(kept)} tokens, it gave {logits_BTV.shape[1]}")
-            for row, i in enumerate(batch.index):
-                ids = self.sequences[i].ids
-                at = torch.arange(self.starts[i], len(ids)) + batch.shift[row] - 1
-                rows_TV = logits_BTV[row, torch.searchsorted(kept, at) if narrow else at].float()
-                target = torch.tensor(ids[self.starts[i] :], device=rows_TV.device)
-                logp = rows_TV.log_softmax(-1).gather(1, target[:, None])[:, 0]
-                self.each[i] = logp.cpu()
-                self.greedy[i] = bool((rows_TV.argmax(-1) == target).all())
+            device = logits_BTV.device
+            at = (rows.to(device), (torch.searchsorted(kept, columns) if narrow else columns).to(device))
+            # A piece at a time: the float32 copy of all rows could be larger than the logits themselves.
+            step = max(1, (1 << 25) // logits_BTV.shape[2])
+            logp, first = [], []
+            for piece in range(0, len(rows), step):
+                some = slice(piece, piece + step)
+                logits_NV, wanted = logits_BTV[at[0][some], at[1][some]].float(), target[some].to(device)
+                logp.append(logits_NV.gather(1, wanted[:, None])[:, 0] - logits_NV.logsumexp(-1))
+                first.append(logits_NV.argmax(-1) == wanted)
+            each, greedy = torch.cat(logp).cpu().split(lengths), torch.cat(first).cpu().split(lengths)
+            for i, logp_T, first_T in zip(batch.index, each, greedy, strict=True):
+                self.each[i] = logp_T.clone()
+                self.greedy[i] = bool(first_T.all())
 
         return Tap(point, look)
 

@@ -29,7 +29,7 @@ from inscape.data.facts import Facts
 from inscape.data.pairs import comparison_pairs, pair_entities, require_entity_disjoint, swapped
 from inscape.data.properties import PROPERTIES
 from inscape.errors import InputError
-from inscape.models import LM, add
+from inscape.models import LM, Generated, add
 from inscape.runs import Run
 from inscape.runs.intervals import bootstrap_paired, r2
 from inscape.studies.numeric_comparison_summary import FIRST, MAIN, OPPOSITE, summarise
@@ -263,16 +263,19 @@ class _Study:
     def turned(self, rows: pl.DataFrame, which: Literal["x", "y"], layer: int, axis: np.ndarray) -> pl.DataFrame:
         """Answers of each question at each α: pair_id, answer (unedited), alpha, edited."""
         alphas, n = self.alphas, rows.height
-        prompts = [p for p in self.prompts(rows) for _ in alphas]
-        spans = [s for s in self.spans(rows, which) for _ in alphas]
-        strength = torch.from_numpy(np.tile(alphas * self.scale(layer), n)).float()
-        edit = add(
-            *hidden_site(self.lm, layer), torch.from_numpy(axis).float(), tokens="mention_last", strength=strength
-        )
-        outputs = self.lm.generate(
-            prompts, edits=[edit], mentions=spans, max_new_tokens=self.config.max_new_tokens,
-            batch_size=self.config.batch_size,
-        )  # fmt: skip
+        site, vector = hidden_site(self.lm, layer), torch.from_numpy(axis).float()
+        outputs: list[str] = []
+        if n:  # (A model that answers nothing rightly leaves no question to edit.)
+            # At α = 0 nothing is added: a run without edits, which the sweep makes anyway.
+            cells = [
+                [add(*site, vector, tokens="mention_last", strength=float(a))] if a else []
+                for a in alphas * self.scale(layer)
+            ]
+            wrote = self.lm.rerun(
+                self.prompts(rows), cells, Generated(self.config.max_new_tokens), mentions=self.spans(rows, which),
+                batch_size=self.config.batch_size,
+            )  # fmt: skip
+            outputs = wrote.values.values.ravel().tolist()
         return pl.DataFrame(
             {
                 "pair_id": np.repeat(rows["pair_id"].to_numpy(), len(alphas)),

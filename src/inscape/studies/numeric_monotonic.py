@@ -17,7 +17,7 @@ Departures from the published code are deliberate and listed on the study's docs
 test, an unparsable answer is missing and not 0, and the token window is found in the prompt that is measured.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from pydantic import Field
 from inscape.data.facts import Facts
 from inscape.data.properties import PROPERTIES, Property
 from inscape.errors import InputError
-from inscape.models import LM, Edit, Window, add
+from inscape.models import LM, Generated, Window, add
 from inscape.runs import Run
 from inscape.studies.numeric_monotonic_plan import plan_edits
 from inscape.studies.numeric_monotonic_summary import summarise
@@ -279,43 +279,46 @@ class _Study:
     # -- 4. edits and their controls -------------------------------------------------------------------------------
 
     def edited(
-        self, prop: Property, rows: pl.DataFrame, vectors: np.ndarray, layers: Iterable[int], dose: np.ndarray
+        self, prop: Property, rows: pl.DataFrame, vectors: np.ndarray, layers: Sequence[int], dose: np.ndarray
     ) -> pl.DataFrame:
         """Answers of each entity at each step: entity_id, step, output, number, nll (of the output, unedited model).
 
         ``vectors`` are ``[step, d]`` for all entities, or ``[entity, step, d]``.
         """
-        asked = self.asked(prop, rows["label"].to_list()).repeated(len(dose))
-        each = np.broadcast_to(vectors, (rows.height, *vectors.shape[-2:])).reshape(-1, vectors.shape[-1])
-        added = torch.from_numpy(each.copy()).float()
+        asked = self.asked(prop, rows["label"].to_list())
+        added = torch.from_numpy(vectors).float()
         window = Window("mention_last", *self.config.window_tokens)
-        edits: list[Edit] = [add(*hidden_site(self.lm, layer), added, tokens=window) for layer in layers]
-        ids = self.lm.generate_ids(
-            asked.prompts, edits=edits, mentions=asked.spans, max_new_tokens=self.config.max_new_tokens,
+        # At step 0 nothing is added: a run without edits, which the sweep makes anyway.
+        cells = [
+            [add(*hidden_site(self.lm, layer), added[..., s, :], tokens=window) for layer in layers] if step else []
+            for s, step in enumerate(dose)
+        ]
+        wrote = self.lm.rerun(
+            asked.prompts, cells, Generated(self.config.max_new_tokens, ids=True), mentions=asked.spans,
             batch_size=self.config.batch_size,
         )  # fmt: skip
+        ids: list[tuple[int, ...]] = wrote.values.values.ravel().tolist()
         outputs = self.lm.decode(ids)
+        prompts = [prompt for prompt in asked.prompts for _ in dose]
         return pl.DataFrame(
             {
                 "entity_id": np.repeat(rows["entity_id"].to_numpy(), len(dose)),
                 "step": np.tile(dose, rows.height),
                 "output": outputs,
                 "number": pl.Series([read_number(prop, output) for output in outputs], dtype=pl.Float64),
-                "nll": pl.Series(self.unedited_nll(asked.prompts, ids), dtype=pl.Float64),
+                "nll": pl.Series(self.unedited_nll(prompts, ids), dtype=pl.Float64),
             }
         )
 
-    def unedited_nll(self, prompts: list[str], ids: list[list[int]]) -> list[float | None]:
+    def unedited_nll(self, prompts: list[str], ids: list[tuple[int, ...]]) -> list[float | None]:
         """Nats per token of each output under the unedited model: does the edited text still read like text?"""
-        wrote = [i for i, new in enumerate(ids) if new]
+        wrote = list(dict.fromkeys((prompt, new) for prompt, new in zip(prompts, ids, strict=True) if new))
         if not wrote:
             return [None] * len(ids)
-        before = self.lm.token_ids([prompts[i] for i in wrote])
-        scores = self.lm.score(before, [ids[i] for i in wrote], batch_size=self.config.batch_size)
-        result: list[float | None] = [None] * len(ids)
-        for i, mean in zip(wrote, scores.mean.tolist(), strict=True):
-            result[i] = -mean
-        return result
+        before = self.lm.token_ids([prompt for prompt, _ in wrote])
+        scores = self.lm.score(before, [new for _, new in wrote], batch_size=self.config.batch_size)
+        nll = dict(zip(wrote, (-scores.mean).tolist(), strict=True))
+        return [nll.get(one) for one in zip(prompts, ids, strict=True)]
 
     @property
     def window(self) -> range:

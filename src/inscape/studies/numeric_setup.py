@@ -179,10 +179,6 @@ class Asked:
     prompts: list[str]
     spans: list[tuple[int, int]]
 
-    def repeated(self, times: int) -> "Asked":
-        """Each prompt ``times`` times in a row."""
-        return Asked([p for p in self.prompts for _ in range(times)], [s for s in self.spans for _ in range(times)])
-
 
 def ask(template: str, labels: Sequence[str], prefix: str = "", suffix: str = "") -> Asked:
     """Fill ``{subj}``; the span comes from the template, so a name that also occurs elsewhere can't mislead it."""
