@@ -208,7 +208,12 @@ def single_tokens(lm: "LM", tokens: Sequence[str | int], prompts: int, side: str
                 raise InputError(f"{side}: {token!r} of prompt {number} is {len(found)} tokens, expected one")
             ids.append(found[0])
         else:
-            ids.append(operator.index(token))
+            try:
+                ids.append(operator.index(token))
+            except TypeError:
+                raise InputError(
+                    f"{side}: expected a text or a token id for prompt {number}, found {token!r}"
+                ) from None
         if not 0 <= ids[-1] < lm.vocab:
             raise InputError(
                 f"{side}: token id {ids[-1]} of prompt {number} is not in the model's {lm.vocab} embeddings"

@@ -14,7 +14,7 @@ from inscape.models.grid import Grid, written_out
 from inscape.models.metrics import Asked
 from inscape.models.naive import Naive
 from inscape.models.suffix import Suffixes
-from inscape.models.sweep import made_ready
+from inscape.models.sweep import Sweep, made_ready
 from inscape.models.tokens import Batch, batches
 
 if TYPE_CHECKING:
@@ -31,11 +31,29 @@ def proven_cut(lm: "LM") -> Cut | str:
     try:
         blocks = find_blocks_form(lm.model, lm.sites.blocks, lm.vocab, lm.device)
         roles = find_roles(blocks, lm.vocab, lm.device)
-        most, usual = _off(lm, Cut(blocks, roles, packed=False))
+        sweep, batch = _trial(lm)
+        expected = _gathered(Naive(lm, sweep), batch)
+
+        def off(packed: bool) -> tuple[float, float]:
+            """From full forward passes: the largest difference, and root mean squares, both relative."""
+            wrong = _gathered(Suffixes(lm, sweep, Cut(blocks, roles, packed), 2), batch) - expected
+            return (
+                (wrong.abs().max() / expected.abs().max()).item(),
+                (wrong.square().mean() / expected.square().mean()).sqrt().item(),
+            )
+
+        most, usual = off(packed=False)
         room = max(1e-4, 16 * torch.finfo(lm.dtype).eps)
         if not most <= room:
             return f"cut at a block, its logits are off by {most:.2g} of the largest (room: {room:.2g})"
-        return Cut(blocks, roles, packed=_packs(lm, Cut(blocks, roles, packed=True), room, usual))
+        # Half precision could hide an attention that counts columns by itself (MPT's is off by a hundredth in all): so
+        # packing may add no more error than cutting alone does, or than one rounding.
+        no_more = max(2 * usual, 1e-5, torch.finfo(lm.dtype).eps)
+        try:
+            most, packed = off(packed=True)
+        except (RuntimeError, IndexError, ValueError):  # (tables made for fewer columns than a packed row has)
+            return Cut(blocks, roles, packed=False)
+        return Cut(blocks, roles, packed=most <= room and packed <= no_more)
     # (A model that can't be driven block by block may fail in any way; it is run in full, and the reason is told.)
     except (
         RuntimeError,
@@ -49,18 +67,7 @@ def proven_cut(lm: "LM") -> Cut | str:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _packs(lm: "LM", cut: Cut, room: float, usual: float) -> bool:
-    """Whether runs can be packed. Half precision could hide an attention that counts columns by itself (MPT's is off by
-    a hundredth in all): so packing may add no more error than cutting alone does, or than one rounding."""
-    try:
-        most, packed = _off(lm, cut)
-    except (RuntimeError, IndexError, ValueError):  # (tables made for fewer columns than a packed row has)
-        return False
-    return most <= room and packed <= max(2 * usual, 1e-5, torch.finfo(lm.dtype).eps)
-
-
-def _off(lm: "LM", cut: Cut) -> tuple[float, float]:
-    """How far the cut runs' logits are from full forward passes: the largest, and root mean squares, both relative."""
+def _trial(lm: "LM") -> tuple[Sweep, Batch]:
     ids = probe_ids(lm.vocab, lm.device, rows=2, tokens=7).tolist()
     prompts = [ids[0], ids[1][:5]]
     ramp = torch.linspace(-1, 1, lm.d_model)
@@ -79,13 +86,7 @@ def _off(lm: "LM", cut: Cut) -> tuple[float, float]:
     written = replace(written, cells=[*written.cells, cell], exists=exists)
     asked = [Asked(i, one, one, (len(one.ids) - 1,)) for i, one in enumerate(encoded)]
     sweep = made_ready(lm, asked, written, (), encoded, None, None)
-    batch = next(batches(encoded, batch_size=2, pad_id=lm.pad_id, device=lm.device))
-    found, expected = (_gathered(path, batch) for path in (Suffixes(lm, sweep, cut, 2), Naive(lm, sweep)))
-    off = found - expected
-    return (
-        (off.abs().max() / expected.abs().max()).item(),
-        (off.square().mean() / expected.square().mean()).sqrt().item(),
-    )
+    return sweep, next(batches(encoded, batch_size=2, pad_id=lm.pad_id, device=lm.device))
 
 
 def _gathered(path: "Suffixes | Naive", batch: Batch) -> Tensor:

@@ -57,7 +57,8 @@ def generated_in_full(path: Naive, batch: Batch, wanted: Generated) -> Iterator[
 
         def for_all(part: Batch, taps: Callable[[Batch], list[Tap]] = taps) -> list[Tap]:
             index = tuple(batch.index[i] for i in part.index)
-            return taps(Batch(index, part.ids, part.mask, part.shift, part.padded))
+            edits = taps(Batch(index, part.ids, part.mask, part.shift, part.padded))
+            return [*edits, Tap(lm.sites.tap("logits", None), refuse_nan(index))]  # (which knows the sweep's prompts)
 
         found = generate_ids(
             lm.model, here, for_all, max_new_tokens=wanted.max_new_tokens, batch_size=len(here), pad_id=lm.pad_id,

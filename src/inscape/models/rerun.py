@@ -36,7 +36,7 @@ class Rerun:
 
     Attributes:
         values: float32 ``[prompt, *grid dims, *token, *metric dims]`` with named dimensions; ``token`` only where several
-            are read for a prompt; NaN where a prompt lacks what the cell names.
+            are read for a prompt; NaN (None among continuations) where a prompt lacks what the cell names.
         base: the same without the grid's dimensions: the unedited run.
         share: tokens × blocks that ran, the base run included, over those of a full forward pass for every run.
         naive: why every run was a full forward pass; None if the sweep was cut.
@@ -137,15 +137,14 @@ def _continuations(
         texts = lm.decode([list(ids) for ids in found.ravel()])
         for place, text in zip(np.ndindex(*found.shape), texts, strict=True):
             found[place] = text
-    found[:, 1:][~path.sweep.exists.numpy()] = None
     prompts = {"prompt": range(len(found))}
-    return (
-        xr.DataArray(
-            found[:, 1:].reshape(len(found), *written.shape), dims=("prompt", *written.dims),
-            coords={**prompts, **written.coords},
-        ),
-        xr.DataArray(found[:, 0], dims=("prompt",), coords=prompts),
+    edited = xr.DataArray(
+        found[:, 1:].reshape(len(found), *written.shape), dims=("prompt", *written.dims),
+        coords={**prompts, **written.coords},
     )  # fmt: skip
+    # (After xarray has the texts: it would make NaN of None among them, and of None among tuples it would not.)
+    edited.values.reshape(len(found), -1)[~path.sweep.exists.numpy()] = None
+    return edited, xr.DataArray(found[:, 0], dims=("prompt",), coords=prompts)
 
 
 class _Results:
