@@ -6,6 +6,7 @@
 
 from importlib.metadata import version
 
+from inscape import attention
 from inscape.errors import InputError
 from inscape.models import (
     KL,
@@ -56,6 +57,8 @@ __all__ = [
     "Window",
     "ablate",
     "add",
+    "attention",
+    "attention",
     "load",
     "project",
     "scale",
