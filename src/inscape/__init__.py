@@ -58,7 +58,6 @@ __all__ = [
     "ablate",
     "add",
     "attention",
-    "attention",
     "load",
     "project",
     "scale",

@@ -56,8 +56,8 @@ def _hooks(name: str, lm: LM, edit: ByHand, rows: int) -> list[Any]:
     def change(x: Tensor) -> Tensor:
         y = x.clone().view(rows, -1, x.shape[-1])
         if site == "resid_mid":
-            mid = pre[-1][:, tokens] + y[:, tokens]
-            y[:, tokens] += edit.change(mid) - mid
+            stream = pre[-1][:, tokens]
+            y[:, tokens] = edit.change(stream + y[:, tokens]) - stream
         elif site in ("q", "k", "v", "z"):
             heads = HEADS if site in ("q", "z") else lm.sites.head_shape(edit.layer or 0)[1]
             parts = [features(name, lm, site, head) for head in range(heads)]

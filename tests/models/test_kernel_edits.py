@@ -64,7 +64,7 @@ def oracle(
         for row, tokens in enumerate(ROWS):
             if site == "resid_mid":
                 stream = mid["pre"][row, tokens]
-                y[row, tokens] += rule(stream + y[row, tokens]) - (stream + y[row, tokens])
+                y[row, tokens] = rule(stream + y[row, tokens]) - stream
             elif site in "qkvz":
                 kv = lm.sites.head_shape(layer)[1]
                 heads = range(HEADS if site in "qz" else kv) if head is None else [head]
@@ -300,3 +300,14 @@ def test_an_edit_that_did_not_act_raises() -> None:
             lm.logits(IDS, edits=[edit])
     finally:
         model.model.layers = inner
+
+
+def test_resid_mid_set_to_nothing_is_nothing() -> None:
+    lm = tiny("qwen2")
+    after = lm.capture(IDS, "resid_mid", 1, "all", edits=[inscape.ablate("resid_mid", 1)]).at()
+    assert not after.any()
+
+
+def test_an_unknown_kind_of_edit_is_refused() -> None:
+    with pytest.raises(InputError, match="kind='foo', expected one of add, set, scale, project, ablate"):
+        inscape.Edit("resid_pre", 0, "last", "foo")  # type: ignore[arg-type]

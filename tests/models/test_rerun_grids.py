@@ -24,8 +24,7 @@ LONG = settings(QUICK, max_examples=2500, derandomize=False)
 def edit(draw: st.DrawFn, lm: LM, lengths: list[int], when: tuple[str, ...] = ("prompt",), logits: bool = True) -> Edit:
     site = draw(st.sampled_from([*sites_of(lm), *(["logits"] if logits else [])]))
     layer = None if site in ("embed", "logits") else draw(st.integers(-LAYERS, LAYERS - 1))
-    # (A resid_mid of nothing is a difference of rounding only, which the norm above it makes large: no run knows it well.)
-    kinds = ["add", "set", "project", *(["scale", "ablate"] if site != "resid_mid" else [])]
+    kinds = ["add", "set", "project", "scale", "ablate"]
     kind: Any = draw(st.sampled_from(kinds))
     shape = shape_of(lm, site)
     head = draw(st.none() | st.integers(-shape[0], shape[0] - 1)) if len(shape) == 2 else None

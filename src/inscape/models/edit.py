@@ -8,7 +8,7 @@ missed a row raises :class:`EditError`, because a steering result without its st
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Edit:
             raise InputError(f"edit: site {site!r} has no heads")
         if self.vector is not None and not isinstance(self.vector, Tensor):
             object.__setattr__(self, "vector", _as_tensor(self.vector, site))
+        if self.kind not in get_args(Kind):
+            raise InputError(f"edit of {site}: kind={self.kind!r}, expected one of {', '.join(get_args(Kind))}")
         if self.when not in ("prompt", "decode", "always"):
             raise InputError(f"edit of {site}: when={self.when!r}, expected 'prompt', 'decode' or 'always'")
         for name, value in (("vector", self.vector), ("strength", self.strength)):

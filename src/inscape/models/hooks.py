@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inscape.errors import InputError
@@ -178,7 +179,9 @@ def _apply(tap: Tap, tensor: Tensor, scope: Scope) -> Tensor | None:
     if new.shape != value.shape:
         raise InputError(f"an edit of {tap.point} changed its shape from {tuple(value.shape)} to {tuple(new.shape)}")
     if stream is not None:
-        new = x_BTF + (new - value)
+        # Less what the skip connection will add: then a value of 0 comes out as 0, not as what rounding leaves of it. What
+        # is as it was keeps its bits (and its gradient with respect to a change that is yet 0).
+        new = torch.where(new == value, x_BTF + (new - value), new - stream)
     elif view is not None:
         new = view.write(x_BTF, new)
     return new.flatten(0, 1) if flattened else new

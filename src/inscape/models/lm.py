@@ -446,7 +446,7 @@ class LM:
         """How a sweep cuts this model's forward pass, proven on a few tokens; or why it can't, said once as a warning."""
         found = proven_cut(self)
         if isinstance(found, str):
-            warnings.warn(f"rerun: {self.config.model_type} is run in full for every edit: {found}", stacklevel=4)
+            warnings.warn(f"rerun: {self.config.model_type} is run in full for every edit: {found}", stacklevel=5)
         return found
 
     def __repr__(self) -> str:
