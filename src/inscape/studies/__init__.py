@@ -20,6 +20,9 @@ from inscape.studies import (
     causal_tracing,
     causal_tracing_figures,
     causal_tracing_page,
+    detokenization,
+    detokenization_figures,
+    detokenization_page,
     numeric_comparison,
     numeric_comparison_page,
     numeric_monotonic,
@@ -82,6 +85,18 @@ STUDIES: dict[str, Study] = {
             causal_tracing.run,
             causal_tracing_figures.figures,
             causal_tracing_page.page,
+        ),
+        Study(
+            "detokenization",
+            "first-layer attention read from weights: which tokens and positions a head looks for, and how far that holds",
+            "Kamoda et al., Findings of NAACL 2025 (arXiv 2501.15754)",
+            detokenization.Config,
+            detokenization.SMOKE,
+            detokenization.asked_for,
+            detokenization.inputs_of,
+            detokenization.run,
+            detokenization_figures.figures,
+            detokenization_page.page,
         ),
     )
 }
