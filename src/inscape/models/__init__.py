@@ -5,7 +5,8 @@ from inscape.models.discovery import ModelCheckError
 from inscape.models.edit import Edit, EditError, ablate, add, project, scale, set_
 from inscape.models.families import FAMILIES, Family
 from inscape.models.grid import Donors, Grid
-from inscape.models.lm import LM, load
+from inscape.models.instrument import load
+from inscape.models.lm import LM
 from inscape.models.metrics import KL, LogitDifference, Logits, Metric, Probability
 from inscape.models.regenerate import Generated
 from inscape.models.rerun import Rerun
