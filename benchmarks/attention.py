@@ -10,7 +10,7 @@ number of prefixes, of median 3 and mean 16 (``small``: what a text of some mill
 
 **Memory.** Peak resident memory of a process that scores one head, less what it held with tables and counts made.
 
-    OMP_NUM_THREADS=1 python benchmarks/attention.py [--repeat 7] [--suffixes 4096] [--device cpu] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/attention.py [--repeat 7] [--suffixes 4096] [--heads 1] [--device cpu] [--json FILE]
 """
 
 import argparse
@@ -51,28 +51,34 @@ def part(bigrams: Bigrams, suffixes: int) -> Bigrams:
     return Bigrams(*arrays, bigrams.documents, bigrams.tokens, bigrams.cuts)
 
 
-def tables(vocab: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def tables(vocab: int, heads: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Queries and keys of each head."""
     generator = torch.Generator().manual_seed(0)
-    queries, keys = (torch.randn(vocab, HEAD, generator=generator).to(device) for _ in range(2))
-    return queries, keys
+    drawn = [torch.randn(vocab, HEAD, generator=generator).to(device) for _ in range(2 * heads)]
+    return list(zip(drawn[::2], drawn[1::2], strict=True))
 
 
-def speed(bigrams: Bigrams, repeat: int, device: str, rows: int) -> dict[str, Any]:
+def speed(bigrams: Bigrams, heads: int, repeat: int, device: str, rows: int) -> dict[str, Any]:
     vocab = len(bigrams.unigram)
-    queries, keys = tables(vocab, device)
+    each_head = tables(vocab, heads, device)
     suffixes, _, sizes = bigrams.rows()
     chosen = torch.from_numpy(suffixes).to(device)
     plain = torch.empty(rows, vocab, device=device)
     padded = torch.empty(rows, -(-vocab // 16) * 16, device=device)[:, :vocab]
 
     def product(block: torch.Tensor) -> None:
-        for at in range(0, len(chosen), rows):
-            some = chosen[at : at + rows]
-            torch.matmul(queries[some], keys.T, out=block[: len(some)])
+        for queries, keys in each_head:
+            for at in range(0, len(chosen), rows):
+                some = chosen[at : at + rows]
+                torch.matmul(queries[some], keys.T, out=block[: len(some)])
+
+    def ours() -> None:
+        for queries, keys in each_head:
+            bigram_auroc(queries, keys, bigrams, rows=rows)
 
     calls = {
         "product": lambda: product(plain),
-        "ours": lambda: bigram_auroc(queries, keys, bigrams, rows=rows),
+        "ours": ours,
         "padded product": lambda: product(padded),
     }
     wall: dict[str, list[float]] = {name: [] for name in calls}
@@ -86,9 +92,10 @@ def speed(bigrams: Bigrams, repeat: int, device: str, rows: int) -> dict[str, An
             if turn:  # (the first is for warming up)
                 wall[name].append(time.perf_counter() - start)
                 cpu[name].append(time.process_time() - start_cpu)
-    scores = len(chosen) * vocab
+    scores = len(chosen) * vocab * heads
     result: dict[str, Any] = {
         "suffixes": len(chosen),
+        "heads": heads,
         "positives: mean and median": [float(sizes.mean()), float(np.median(sizes))],
         "block": [rows, HEAD, vocab],
     }
@@ -108,7 +115,7 @@ def memory(kind: str) -> float:
 
 def child(kind: str) -> None:
     bigrams = drawn(*KINDS[kind], 1024)
-    queries, keys = tables(VOCAB, "cpu")
+    [(queries, keys)] = tables(VOCAB, 1, "cpu")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = peak()
     bigram_auroc(queries, keys, bigrams)
@@ -127,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=7, help="timed pairs (default 7)")
     parser.add_argument("--suffixes", type=int, default=4096, help="suffixes that are scored (default 4096)")
+    parser.add_argument("--heads", type=int, default=1, help="heads that are scored, one after another (default 1)")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"suffixes in a block (default {ROWS})")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
@@ -142,7 +150,9 @@ def main() -> None:
         kinds = {"counts": part(Bigrams.load(args.counts), args.suffixes)}
     else:
         kinds = {name: drawn(*sizes, args.suffixes) for name, sizes in KINDS.items()}
-    result: dict[str, Any] = {name: speed(b, args.repeat, args.device, args.rows) for name, b in kinds.items()}
+    result: dict[str, Any] = {
+        name: speed(b, args.heads, args.repeat, args.device, args.rows) for name, b in kinds.items()
+    }
     if args.device == "cpu":
         result["memory (MiB)"] = {name: memory(name) for name in KINDS}
     print(json.dumps(result, indent=1))

@@ -37,7 +37,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from inscape.data import corpus as corpus_files
+from inscape.data.corpus import documents as corpus_files
 from inscape.data.corpus import corpus_hash, read_documents
 from inscape.errors import InputError
 from inscape.runs.lock import FolderLock

@@ -1,0 +1,1 @@
+"""What hidden states tell of a sentence: linear probes with their baselines."""
