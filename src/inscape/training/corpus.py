@@ -37,8 +37,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from inscape.data.corpus import documents as corpus_files
 from inscape.data.corpus import corpus_hash, read_documents
+from inscape.data.corpus import documents as corpus_files
 from inscape.errors import InputError
 from inscape.runs.lock import FolderLock
 from inscape.runs.progress import ProgressReporter
