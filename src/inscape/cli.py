@@ -32,8 +32,11 @@ app = App(
 )
 run_app = App(name="run", help="Run a study: tables, figures, summary.json and one report.html in a run folder.")
 facts_app = App(name="facts", help="Facts tables, and language models trained on them.")
-app.command(run_app)
-app.command(facts_app)
+corpus_app = App(name="corpus", help="Text cleaned, counted and stored for training.")
+tokenizer_app = App(name="tokenizer", help="Tokenizers fitted to a corpus.")
+_GROUPS = {"corpus": corpus_app, "tokenizer": tokenizer_app}
+for group in (run_app, facts_app, *_GROUPS.values()):
+    app.command(group)
 
 _Out = Annotated[
     Path | None, Parameter(name="--out", help="Run folder (default: runs/STUDY). The same command goes on there.")
@@ -146,11 +149,32 @@ def _study_command(
         fields = {**(smoke if smoke_run else {}), **_from_yaml(file, config_type), **given}
         where = out or Path("runs") / (folder_name or name)
         _refuse_impossible(where)
-        already = (where / "manifest.json").exists() and read_run(where).done
-        folder = run_study(name, _validated(config_type, fields), where, quiet=quiet)
+        first = os.environ.get("RANK", "0") == "0"  # (of the processes of a launch)
+        already = first and (where / "manifest.json").exists() and read_run(where).done
+        folder = run_study(name, _validated(config_type, fields), where, quiet=quiet or not first)
         if already:
             print(f"inscape: {where} is done already; nothing was run", file=sys.stderr)
-        print(folder.folder / "report.html")
+        if first:
+            print(folder.folder / "report.html")
+
+    command.__annotations__["config"] = Annotated[config_type | None, Parameter(name="*")]
+    return command
+
+
+def _making_command(name: str, config_type: type[BaseModel], smoke: dict[str, Any]) -> Callable[..., None]:
+    """As `_study_command`, with the YAML file as an argument: ``inscape pretrain CONFIG``."""
+    run = _study_command(name, config_type, smoke, name.replace(" ", "-"))
+
+    def command(
+        file: Annotated[Path | None, Parameter(help="YAML file with fields of the config; flags win.")] = None,
+        /,
+        *,
+        config: Annotated[Any, Parameter(name="*")] = None,
+        out: _Out = None,
+        smoke_run: _Smoke = False,
+        quiet: _Quiet = False,
+    ) -> None:
+        run(config=config, out=out, file=file, smoke_run=smoke_run, quiet=quiet)
 
     command.__annotations__["config"] = Annotated[config_type | None, Parameter(name="*")]
     return command
@@ -200,8 +224,13 @@ def _first_problem(error: ValidationError) -> str:
 @functools.cache
 def _register_studies() -> None:
     """Once per process: a name can be registered only once. Not on import, which the studies would make slow."""
-    from inscape.studies import STUDIES
+    from inscape.studies import COMMANDS, STUDIES
 
+    for making in COMMANDS.values():
+        *parent, name = making.name.split()
+        (_GROUPS[parent[0]] if parent else app).command(
+            _making_command(making.name, making.config, dict(making.smoke)), name=name, help=f"{making.title}."
+        )
     for study in STUDIES.values():
         run_app.command(
             _study_command(study.name, study.config, dict(study.smoke)),

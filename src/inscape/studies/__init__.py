@@ -8,6 +8,7 @@ run's tables. The command line, a YAML file and a notebook all build the same ``
     folder.read_summary()["r2_test"]
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from inscape.studies import (
 
 @dataclass(frozen=True)
 class Study:
-    """How the command line sees a study."""
+    """How the command line sees a study, or a command that makes something and reports on it."""
 
     name: str
     title: str
@@ -45,6 +46,7 @@ class Study:
     run: Callable[[Any, Any, Run], None]
     figures: Callable[[RunFolder], Mapping[str, Any]]
     page: Callable[[RunFolder], Page]
+    follow: Callable[[Any, Any, Path], None] | None = None  # what the other processes of a launch (torchrun) do
 
 
 STUDIES: dict[str, Study] = {
@@ -102,11 +104,16 @@ STUDIES: dict[str, Study] = {
 }
 
 
+#: Commands that make something: a corpus, a tokenizer, a model. Named as they are typed.
+COMMANDS: dict[str, Study] = {}
+
+
 def study_named(name: str) -> Study:
-    """A study by name; InputError otherwise."""
-    if name not in STUDIES:
-        raise InputError(f"no study {name!r}: expected one of {', '.join(STUDIES)}")
-    return STUDIES[name]
+    """A study or a command by name; InputError otherwise."""
+    known = STUDIES | COMMANDS
+    if name not in known:
+        raise InputError(f"no study {name!r}: expected one of {', '.join(known)}")
+    return known[name]
 
 
 def run_study(name: str, config: Any, out: str | Path, *, quiet: bool = False) -> RunFolder:
@@ -122,6 +129,9 @@ def run_study(name: str, config: Any, out: str | Path, *, quiet: bool = False) -
     if isinstance(config, Mapping):
         config = study.config(**config)
     facts = study.facts(config)
+    if study.follow is not None and int(os.environ.get("RANK", "0")) > 0:
+        study.follow(config, facts, Path(out))
+        return RunFolder(Path(out), {})
     with Run.open(
         out, name, config.identity(), seed=config.seed, inputs=study.inputs(config, facts), quiet=quiet
     ) as run:
@@ -144,4 +154,4 @@ def rebuild_report(folder: str | Path) -> Path:
     return run.rewrite_report(study.page(run))
 
 
-__all__ = ["STUDIES", "Study", "rebuild_report", "run_study", "study_named"]
+__all__ = ["COMMANDS", "STUDIES", "Study", "rebuild_report", "run_study", "study_named"]
