@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 from rich.console import Console
 
 from inscape import __version__
@@ -157,8 +157,14 @@ def _study_command(
         if first:
             print(folder.folder / "report.html")
 
-    command.__annotations__["config"] = Annotated[config_type | None, Parameter(name="*")]
+    command.__annotations__["config"] = Annotated[_flags(config_type) | None, Parameter(name="*")]
     return command
+
+
+def _flags(config_type: type[BaseModel]) -> type[BaseModel]:
+    """The config without the checks across fields: these come when the file's fields and the flags are put together."""
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in config_type.model_fields.items()}
+    return create_model(config_type.__name__, __config__=config_type.model_config, **fields)
 
 
 def _making_command(name: str, config_type: type[BaseModel], smoke: dict[str, Any]) -> Callable[..., None]:
@@ -176,7 +182,7 @@ def _making_command(name: str, config_type: type[BaseModel], smoke: dict[str, An
     ) -> None:
         run(config=config, out=out, file=file, smoke_run=smoke_run, quiet=quiet)
 
-    command.__annotations__["config"] = Annotated[config_type | None, Parameter(name="*")]
+    command.__annotations__["config"] = Annotated[_flags(config_type) | None, Parameter(name="*")]
     return command
 
 
@@ -225,7 +231,9 @@ def _first_problem(error: ValidationError) -> str:
 def _register_studies() -> None:
     """Once per process: a name can be registered only once. Not on import, which the studies would make slow."""
     from inscape.studies import COMMANDS, STUDIES
+    from inscape.training.plan import plan_command
 
+    app.command(plan_command, name="plan")
     for making in COMMANDS.values():
         *parent, name = making.name.split()
         (_GROUPS[parent[0]] if parent else app).command(

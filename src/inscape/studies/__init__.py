@@ -9,13 +9,12 @@ run's tables. The command line, a YAML file and a notebook all build the same ``
 """
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inscape.errors import InputError
-from inscape.runs import Page, Run, RunFolder, read_run
+from inscape.runs import Run, RunFolder, read_run
 from inscape.runs.figures import draw
 from inscape.studies import (
     causal_tracing,
@@ -30,24 +29,8 @@ from inscape.studies import (
     numeric_monotonic_page,
     numeric_setup,
 )
-
-
-@dataclass(frozen=True)
-class Study:
-    """How the command line sees a study, or a command that makes something and reports on it."""
-
-    name: str
-    title: str
-    paper: str
-    config: type[Any]
-    smoke: Mapping[str, Any]
-    facts: Callable[[Any], Any]
-    inputs: Callable[[Any, Any], dict[str, str]]
-    run: Callable[[Any, Any, Run], None]
-    figures: Callable[[RunFolder], Mapping[str, Any]]
-    page: Callable[[RunFolder], Page]
-    follow: Callable[[Any, Any, Path], None] | None = None  # what the other processes of a launch (torchrun) do
-
+from inscape.studies.commands import COMMANDS
+from inscape.studies.study import Study
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -102,10 +85,6 @@ STUDIES: dict[str, Study] = {
         ),
     )
 }
-
-
-#: Commands that make something: a corpus, a tokenizer, a model. Named as they are typed.
-COMMANDS: dict[str, Study] = {}
 
 
 def study_named(name: str) -> Study:
