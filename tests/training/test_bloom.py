@@ -214,3 +214,23 @@ def test_a_model_without_memory_is_filled_later() -> None:
 def test_what_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Bloom(config(**changes))
+
+
+def test_learned_positions_end() -> None:
+    with pytest.raises(InputError, match="rows of 9 tokens, expected at most 8"):
+        Bloom(config(), position="learned", context=8)(ids(1, 9))
+
+
+def test_long_rows_of_several_documents() -> None:
+    """Rows beyond `LONGEST_IN_BLOCKS` take the fused kernel; several rows share one bias there."""
+    model = randomise(Bloom(config(n_layer=1)))
+    tokens = ids(2, bloom.LONGEST_IN_BLOCKS + 8)
+    with torch.no_grad():
+        rows = model(tokens)
+        alone = model(tokens[1:])
+        segments = torch.zeros_like(tokens)
+        segments[:, 1000:] = 1
+        packed = model(tokens, segments)
+        torch.testing.assert_close(rows[1:], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(packed[:, 1000:], model(tokens[:, 1000:]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(packed[:, :1000], model(tokens[:, :1000]), rtol=1e-4, atol=1e-4)

@@ -194,7 +194,11 @@ def _pairs(asked: Sequence[_Asked]) -> list[tuple[str, str]]:
     """What has to be scored, each once: options after their context, and after its last line alone."""
     return list(
         dict.fromkeys(
-            (c, o) for _, _, context, options, domain in asked for c in (context, domain) if c for o in options
+            (c, o)
+            for _, _, context, options, domain in asked
+            for c in (context, domain)
+            if c is not None
+            for o in options
         )
     )
 

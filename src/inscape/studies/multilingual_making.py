@@ -92,6 +92,7 @@ def _tokenizer(run: Run, config: Config, asked: Asked, corpus: Corpus) -> Path:
         run.record(seconds_tokenizer=round(time.monotonic() - started, 1))
         rows = []
         sentences = read_sentences(asked.pud)
+        compared = [language for language in sorted(sentences) if language in texts][: config.recipe.compared]
         for language, lines in run.track(sorted(sentences.items()), "tokenizer: languages", len(sentences)):
             found = fertility(shared, lines)
             row = {
@@ -99,7 +100,7 @@ def _tokenizer(run: Run, config: Config, asked: Asked, corpus: Corpus) -> Path:
                 "not_restored": len(not_restored(shared, lines)), "bytes_per_token": found.bytes_per_token,
                 "tokens_per_word": found.per_word, "ratio": None, "ratio_lo": None, "ratio_hi": None,
             }  # fmt: skip
-            if language in texts:
+            if language in compared:
                 alone = train_monolingual(
                     {language: texts[language]}, config.recipe.vocabulary, sample_bytes=_SAMPLE_BYTES, seed=config.seed
                 )

@@ -45,6 +45,7 @@ class Recipe(BaseModel):
     dtype: Literal["fp32", "bf16"] = "fp32"
     export_every: int | None = None
     twin_tokens: int = Field(description="that each of the three position twins reads")
+    compared: int = Field(description="languages that the tokenizer is held against one of their own in")
     sentences: int = Field(description="parallel sentences of a language that every checkpoint is tested on")
     finetuning_steps: int
     per_prompt: int
@@ -54,25 +55,70 @@ class Recipe(BaseModel):
     probe_checkpoints: int = Field(description="checkpoints that are probed, the last one included")
 
 
-# fmt: off
 RECIPES: dict[Size, Recipe] = {
     "smoke": Recipe(
-        share=0.02, vocabulary=512, width=32, layers=2, heads=2, length=64, rows=8, tokens=40_000, learning_rate=5e-3,
-        twin_tokens=10_000, sentences=10, finetuning_steps=4, per_prompt=6, test_per_prompt=2, items=8, probe_seeds=1,
+        share=0.02,
+        vocabulary=512,
+        width=32,
+        layers=2,
+        heads=2,
+        length=64,
+        rows=8,
+        tokens=40_000,
+        learning_rate=5e-3,
+        twin_tokens=10_000,
+        compared=1,
+        sentences=10,
+        finetuning_steps=4,
+        per_prompt=6,
+        test_per_prompt=2,
+        items=8,
+        probe_seeds=1,
         probe_checkpoints=2,
     ),
     "standard": Recipe(
-        share=1.0, vocabulary=8192, width=128, layers=4, heads=4, length=256, rows=8, tokens=5_000_000, learning_rate=4e-3,
-        twin_tokens=800_000, sentences=150, finetuning_steps=250, per_prompt=300, test_per_prompt=12, items=100,
-        probe_seeds=3, probe_checkpoints=4,
+        share=1.0,
+        vocabulary=8192,
+        width=128,
+        layers=4,
+        heads=4,
+        length=256,
+        rows=16,
+        tokens=8_000_000,
+        learning_rate=4e-3,
+        dtype="bf16",
+        twin_tokens=1_000_000,
+        compared=10,
+        sentences=150,
+        finetuning_steps=250,
+        per_prompt=300,
+        test_per_prompt=12,
+        items=100,
+        probe_seeds=3,
+        probe_checkpoints=4,
     ),
     "mini": Recipe(
-        share=1.0, vocabulary=16384, width=384, layers=8, heads=6, length=512, rows=32, tokens=150_000_000,
-        learning_rate=2e-3, dtype="bf16", twin_tokens=10_000_000, sentences=500, finetuning_steps=1500, per_prompt=1000,
-        test_per_prompt=24, items=500, probe_seeds=3, probe_checkpoints=8,
+        share=1.0,
+        vocabulary=16384,
+        width=384,
+        layers=8,
+        heads=6,
+        length=512,
+        rows=32,
+        tokens=150_000_000,
+        learning_rate=2e-3,
+        dtype="bf16",
+        twin_tokens=10_000_000,
+        compared=10,
+        sentences=500,
+        finetuning_steps=1500,
+        per_prompt=1000,
+        test_per_prompt=24,
+        items=500,
+        probe_seeds=3,
+        probe_checkpoints=8,
     ),
 }
-# fmt: on
 
 
 class Config(BaseModel):

@@ -181,7 +181,7 @@ class Bloom(nn.Module):
         self.context = context
         self.transformer = Transformer(config, context if position == "learned" else 0)
         self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)
-        self._bias: tuple[object, Tensor] | None = None
+        self._bias: tuple[object, Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_without_head)
         if self.slopes.device.type != "meta":
             self.initialise(seed)
@@ -231,10 +231,17 @@ class Bloom(nn.Module):
         Args:
             ids_BT: int64.
             segments_BT: int, the number of each position's document in its row, never falling along the row.
+
+        Raises:
+            InputError: rows longer than the table of learned positions.
         """
         transformer = self.transformer
         x_BTD = transformer.word_embeddings_layernorm(transformer.word_embeddings(ids_BT))
         if self.position == "learned":
+            if ids_BT.shape[1] > self.context:
+                raise InputError(
+                    f"rows of {ids_BT.shape[1]} tokens, expected at most {self.context}: positions are learned"
+                )
             x_BTD = x_BTD + transformer.position_embeddings(positions(ids_BT, segments_BT))
         # FlexAttention wants heads of 16 and more.
         flex = ids_BT.is_cuda and self.config.hidden_size // self.config.n_head >= 16
@@ -249,16 +256,18 @@ class Bloom(nn.Module):
         dtype = self.head_weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        key = (B, T, device, dtype, self.slopes.data_ptr())
-        if self._bias is None or self._bias[0] != key:
+        key = (B, T, device, dtype)
+        if self._bias is None or self._bias[0] != key or self._bias[1] is not self.slopes:
             at_T = torch.arange(T, device=device)
             distance_TT = (at_T[:, None] - at_T).float()
             bias_HTT = (-self._slopes()[:, None, None] * distance_TT).masked_fill(distance_TT < 0, -math.inf)
-            self._bias = (key, bias_HTT.to(dtype).expand(B, -1, -1, -1).contiguous())
+            bias_BHTT = bias_HTT.to(dtype).expand(B, -1, -1, -1)
+            # Matrix products need one for each row; the fused kernel of longer rows doesn't.
+            self._bias = (key, self.slopes, bias_BHTT.contiguous() if T <= LONGEST_IN_BLOCKS else bias_BHTT)
         if segments_BT is None:
-            return self._bias[1]
+            return self._bias[2]
         other_BTT = segments_BT[:, :, None] != segments_BT[:, None, :]
-        return self._bias[1].masked_fill(other_BTT[:, None], -math.inf)
+        return self._bias[2].masked_fill(other_BTT[:, None], -math.inf)
 
     def flex_bias(self, ids_BT: Tensor, segments_BT: Tensor | None) -> FlexBias:
         """The same for FlexAttention."""

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
-_CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
-"""Logits that exist at a time: few on a CPU, whose cache they should stay in; enough to fill a GPU."""
+_CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Logits that exist at a time, at most."""
+_CHUNK_POSITIONS = {"cpu": 256, "cuda": 1 << 14}
+"""Positions at a time, at most: on a CPU as few as keep its cores busy, so that their logits stay in the cache."""
 
 
 def token_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
@@ -55,7 +57,8 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
 
 
 def _chunk(device: str, words: int) -> int:
-    return max(16, _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // words)
+    kind = device if device in _CHUNK_ELEMENTS else "cuda"
+    return max(16, min(_CHUNK_POSITIONS[kind], _CHUNK_ELEMENTS[kind] // words))
 
 
 class _TokenLoss(torch.autograd.Function):
