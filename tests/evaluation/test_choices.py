@@ -134,6 +134,11 @@ def test_translations_of_an_item_are_items_of_their_own():
         accuracies(pl.concat([english, french]), ["task"]).filter(pl.col("measure") == "sum").iter_rows(named=True)
     )
     assert both["items"] == 60
+    assert both["majority"] == 1  # (all labels are 0)
+    # A copy of each item in another language tells nothing new: the interval stays as wide.
+    copied = pl.concat([english, english.with_columns(pl.lit("xx").alias("language"))])
+    widths = [accuracies(rows, ["task"]).select(pl.col("hi") - pl.col("lo"))["hi"][0] for rows in (english, copied)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
     assert 0.4 < both["median"] < 0.7
 
 

@@ -34,8 +34,8 @@ from inscape.models.tokens import encode
 from inscape.runs.intervals import Interval, bootstrap, bootstrap_paired
 
 _WINDOW = 2048
-_LOGITS = 1 << 26
-"""Logits of a batch at most, in numbers: 256 MB in float32."""
+_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Logits of a batch at most, in numbers: 64 MB in float32 (a CPU is slower on more than it can cache), and 1 GB."""
 
 BITS = {"text": pl.Int64, "tokens": pl.Int64, "bytes": pl.Int64, "characters": pl.Int64, "bits": pl.Float64}
 
@@ -100,7 +100,7 @@ def text_bits(
     Args:
         window: most tokens read at once (default: the model's context, at most 2,048).
         stride: tokens by which windows move on (default: half of one).
-        batch_size: windows at a time (default: as many as keep logits under 256 MB).
+        batch_size: windows at a time (default: as many as keep logits under 64 MB, on a GPU 1 GB).
 
     Raises:
         InputError: see the module; also a window of fewer than 2 tokens, or a stride that is not within it.
@@ -157,7 +157,7 @@ def score_nats(
 ) -> list[np.ndarray]:  # fmt: skip
     """-ln p of each target token, by pair."""
     longest = max(len(c) + len(t) for c, t in zip(contexts, targets, strict=True))
-    rows = batch_size or min(256, max(1, _LOGITS // (longest * lm.vocab)))
+    rows = batch_size or min(256, max(1, _LOGITS.get(lm.device.type, _LOGITS["cpu"]) // (longest * lm.vocab)))
     each = lm.score(contexts, targets, batch_size=rows, progress=progress).each
     return [-one.double().numpy() for one in each]
 

@@ -114,7 +114,7 @@ def rank(
     items: Sequence[Choice],
     prompts: Sequence[Prompt] | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int = 16,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
     """One row for each item and prompt, columns as in ``ROWS``; measures are the credit, 0 to 1, for the choice.
@@ -228,9 +228,9 @@ def _credit(scores: np.ndarray, label: int) -> float:
 def accuracies(rows: pl.DataFrame, by: Sequence[str] = ("task", "language"), *, seed: int = 0) -> pl.DataFrame:
     """For each group and measure: median over prompts with an interval over items, the range over prompts, chance.
 
-    Columns: ``by``, ``measure, items, prompts, median, lo, hi, least, most, chance``. An interval draws items with all
-    their prompts and takes the median over prompts anew; it does not cover the choice of prompts, of which ``least`` and
-    ``most`` tell.
+    Columns: ``by``, ``measure, items, prompts, median, lo, hi, least, most, chance, majority``; ``majority`` is what
+    answering every item alike gets at best. An interval draws items, with all their prompts and translations, and takes
+    the median over prompts anew; it does not cover the choice of prompts, of which ``least`` and ``most`` tell.
     """
     found = []
     for key, some in rows.group_by(*by, maintain_order=True):
@@ -246,15 +246,21 @@ def accuracies(rows: pl.DataFrame, by: Sequence[str] = ("task", "language"), *, 
             def median(at: np.ndarray, credit_IP: np.ndarray = credit_IP) -> float:
                 return float(np.median(credit_IP[at.astype(int)].mean(0)))
 
-            interval = bootstrap(np.arange(len(credit_IP)), median, n=1000, seed=seed)
+            interval = bootstrap(np.arange(len(credit_IP)), median, groups=table["id"].to_list(), n=1000, seed=seed)
             found.append(
                 {
                     **dict(zip(by, key, strict=True)), "measure": measure, "items": len(credit_IP), "prompts": len(means_P),
                     "median": interval.value, "lo": interval.lo, "hi": interval.hi, "least": float(means_P.min()),
                     "most": float(means_P.max()), "chance": float(wide["chance"].mean()),  # type: ignore[arg-type]
+                    "majority": _majority(wide),
                 }
             )  # fmt: skip
     return pl.DataFrame(found, infer_schema_length=None).fill_nan(None)
+
+
+def _majority(rows: pl.DataFrame) -> float:
+    labels = rows.unique(["language", "id"])["label"]
+    return int(labels.value_counts()["count"].max()) / len(labels)  # type: ignore[arg-type]
 
 
 def by_prompt(rows: pl.DataFrame, by: Sequence[str] = ("task", "language"), *, seed: int = 0) -> pl.DataFrame:

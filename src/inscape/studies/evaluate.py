@@ -94,7 +94,7 @@ class Config(BaseModel):
     windows: int = Field(default=32, ge=2, description="long texts")
     order: int = Field(default=5, ge=2, le=8, description="of the n-gram model")
     lm_eval: tuple[str, ...] = Field(default=(), description="tasks of the lm-evaluation-harness (extra: eval)")
-    batch_size: int = Field(default=32, ge=1, description="sequences at a time")
+    batch_size: int = Field(default=16, ge=1, description="sequences at a time (on a GPU, give more)")
     seed: int = Field(default=0, ge=0, description="of the items drawn and of the intervals")
     device: str | None = Field(default=None, description="where it runs, e.g. cuda (default: CUDA if there is one)")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: as torch has it)")

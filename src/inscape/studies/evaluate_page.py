@@ -13,6 +13,7 @@ from inscape.runs.folder import RunFolder
 from inscape.runs.theme import MUTED, PALETTE
 from inscape.studies.evaluate_summary import (
     CHOICES,
+    MEASURE,
     extrapolations,
     last_model,
     means_by_model,
@@ -27,13 +28,13 @@ HEADLINES = (
     Headline("bits_seen_mean", "… languages trained on", "The same, without those said to be unseen.", TEXT),
     Headline("bits_unseen_mean", "… unseen languages", "The same. Bytes carry unlike amounts of text in unlike scripts.", TEXT),
     Headline("bits_mean_1_gram", "… token frequencies alone", "Counted on the model's own training text, scored on the same tokens.", TEXT),
-    Headline("bits_mean_5_gram", "… Kneser-Ney 5-gram", "Counted on the model's own training text, scored on the same tokens.", TEXT),
+    *(Headline(f"bits_mean_{n}_gram", f"… Kneser-Ney {n}-gram", "Counted on the model's own training text, scored on the same tokens.", TEXT) for n in range(2, 9)),
     Headline("extrapolation_ratio", "Loss at the longest context", "By that at the training length, on the same tokens: 1 is as good, below 1 the longer context helps.", TEXT),
     Headline("extrapolation_length", "… which is, in tokens", "The longest that the model takes.", TEXT),
     Headline("xcopa_accuracy", "XCOPA", "Right choices by likelihood: median over prompts, all languages together; the interval draws items.", TASKS),
     Headline("xcopa_chance", "… by chance", "An interval that holds this value shows nothing.", TASKS),
     Headline("rte_accuracy", "RTE", "Right choices by likelihood, median over prompts.", TASKS),
-    Headline("rte_chance", "… by chance", "Half of the items are entailments, about.", TASKS),
+    Headline("rte_majority", "… answering always alike", "At best; by chance it is 0.5.", TASKS),
     Headline("crows_pairs_share", "CrowS-Pairs", "Pairs whose more stereotyping sentence is likelier, median over prompts; 0.5 is no preference.", TASKS),
     Headline("chrf_truncated", "chrF, first line", "Mean over directions of the median over prompts, 0 to 100.", TRANSLATION),
     Headline("chrf_raw", "… all that was written", "The same, with what came after the first line.", TRANSLATION),
@@ -74,6 +75,10 @@ def page(run: RunFolder) -> Page:
         table = bits_table(
             scored(run).filter(pl.col("model").is_in([last, *_counted(run)])), ["model", "language"], seed=seed
         )
+        table = table.select(
+            "model", "language", pl.col("bits_per_byte").alias("bits per byte"), pl.col("bits_per_byte_lo").alias("from"), pl.col("bits_per_byte_hi").alias("to"),
+            pl.col("bits_per_text").alias("per sentence"), pl.col("bits_per_character").alias("per character"), pl.col("bytes_per_token").alias("bytes per token"),
+        )  # fmt: skip
         sections.append(Section("Bits by language", "The same sentences in each language. Bits per byte compare models on one language; bits per sentence compare languages, as the content is the same. The first token of a sentence is not scored where the model has no sign to begin with.", figure="bits", table=table, table_limit=40))  # fmt: skip
     if "bits" in run.tables and run.table("models").height > 1:
         sections.append(
@@ -83,7 +88,7 @@ def page(run: RunFolder) -> Page:
         sections.append(Section("Longer contexts", "Left: loss of the same last tokens of each text, after contexts of different lengths. Right: loss at each place of the longest texts.", figure="positions", table=extrapolations(run, seed)))  # fmt: skip
     if any(task in run.tables for task in CHOICES):
         rows = pl.concat([run.table(task) for task in CHOICES if task in run.tables]).filter(pl.col("model") == last)
-        sections.append(Section("Choices", "Each dot is a prompt; the tick marks chance. Prompts were written before any result, and none was left out. `sum`, `per_token`, `per_byte` and `pmi` are ways to compare options of unlike length and frequency.", figure="choices", table=accuracies(rows, seed=seed), table_limit=60))  # fmt: skip
+        sections.append(Section("Choices", "Each dot is a prompt, the bar is the interval of their median, the tick marks chance. Prompts were written before any result, and none was left out. `sum`, `per_token`, `per_byte` and `pmi` are ways to compare options of unlike length and frequency.", figure="choices", table=accuracies(rows, seed=seed), table_limit=60))  # fmt: skip
     if "translation" in run.tables:
         table = over_prompts(run.table("translation_scores").filter(pl.col("model") == last))
         sections += [
@@ -202,7 +207,7 @@ def _positions(run: RunFolder) -> alt.HConcatChart:
     )
     right = (
         alt.Chart(places)
-        .mark_line(point=True, color=PALETTE[1])
+        .mark_line(point={"color": PALETTE[1]}, color=PALETTE[1])
         .encode(x=alt.X("first:Q", title="place in the text", scale=alt.Scale(type="log", base=2, nice=False)), y=y)
     )
     return alt.hconcat(left.properties(width=270), right.properties(width=270))
@@ -211,19 +216,15 @@ def _positions(run: RunFolder) -> alt.HConcatChart:
 def _choices(run: RunFolder) -> alt.LayerChart:
     last = last_model(run)
     rows = pl.concat([run.table(task) for task in CHOICES if task in run.tables]).filter(pl.col("model") == last)
-    means = by_prompt(rows, seed=run.manifest["seed"]).with_columns(
-        pl.concat_str(pl.col("task").replace_strict(NAMES), pl.lit(" "), "language").alias("set")
-    )
-    order = means["set"].unique(maintain_order=True).to_list()
-    y = alt.Y("set:N", title=None, sort=order)
-    base = alt.Chart(means.select("set", "prompt", "sum", "sum_lo", "sum_hi", "chance")).properties(
-        width=460, height=alt.Step(22)
-    )
+    name = pl.concat_str(pl.col("task").replace_strict(NAMES), pl.lit(" "), "language").alias("set")
+    means = by_prompt(rows, seed=run.manifest["seed"]).select(name, "prompt", "sum", "chance")
+    medians = accuracies(rows, seed=run.manifest["seed"]).filter(pl.col("measure") == MEASURE).select(name, "lo", "hi")
+    y = alt.Y("set:N", title=None, sort=means["set"].unique(maintain_order=True).to_list())
+    base = alt.Chart(means).properties(width=460, height=alt.Step(22))
     chance = base.mark_tick(thickness=2, size=18, color=PALETTE[4]).encode(x="chance:Q", y=y)
-    offset = alt.YOffset("prompt:N")
-    bars = base.mark_rule(opacity=0.5).encode(x=alt.X("sum_lo:Q"), x2="sum_hi:Q", y=y, yOffset=offset)
-    points = base.mark_point(filled=True, size=35, color=PALETTE[0]).encode(
-        x=alt.X("sum:Q", title="share of items", scale=alt.Scale(domain=[0, 1])), y=y, yOffset=offset,
+    bars = alt.Chart(medians).mark_bar(size=10, opacity=0.2, color=PALETTE[0]).encode(x="lo:Q", x2="hi:Q", y=y)
+    points = base.mark_point(filled=True, size=40, color=PALETTE[0], opacity=0.8).encode(
+        x=alt.X("sum:Q", title="share of items", scale=alt.Scale(domain=[0, 1])), y=y,
         tooltip=["set:N", "prompt:N", alt.Tooltip("sum:Q", format=".3f")],
     )  # fmt: skip
     return bars + chance + points

@@ -37,7 +37,9 @@ def summarise(run: RunFolder, *, seed: int) -> dict[str, Scalar]:
             one = accuracies(rows, ["task"], seed=seed).filter(pl.col("measure") == MEASURE).row(0, named=True)
             name = f"{task}_share" if task == "crows_pairs" else f"{task}_accuracy"
             summary |= {name: one["median"], f"{name}_lo": one["lo"], f"{name}_hi": one["hi"]}
-            summary |= {f"{task}_{key}": one[key] for key in ("least", "most", "chance", "items", "prompts")}
+            summary |= {
+                f"{task}_{key}": one[key] for key in ("least", "most", "chance", "majority", "items", "prompts")
+            }
     if "translation" in run.tables:
         found = over_prompts(run.table("translation_scores").filter(pl.col("model") == last))
         for (output, metric), some in found.group_by("output", "metric", maintain_order=True):
