@@ -69,6 +69,23 @@ def test_a_token_that_merges_prompt_and_continuation_is_scored(tokenizer_gpt2: P
     close(plain.each[0], by_hand(lm.model, whole[: at + 1], whole[at + 1 :]))
 
 
+def test_a_lone_space_before_the_continuation_is_scored(tokenizer_gpt2: Path) -> None:
+    """Its offsets are trimmed to nothing, (6, 6) for the sixth character: it is a token of the continuation all the same."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer_gpt2)
+    config = CASES["gpt2"].config()
+    config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
+    lm = inscape.load(hf.GPT2LMHeadModel(config).eval(), tokenizer)
+    prompt, more = "Hello", " 中"
+    whole = tokenizer(prompt + more)["input_ids"]
+    n = len(tokenizer(prompt)["input_ids"])
+    assert tokenizer.convert_ids_to_tokens(whole)[n] == "\u0120"
+    score = lm.score([prompt], [more])
+    close(score.each[0], by_hand(lm.model, whole[:n], whole[n:]))
+    # A space at the prompt's end is the prompt's.
+    assert lm.score([prompt + " "], ["中"]).tokens.tolist() == [len(whole) - n - 1]
+
+
 def test_mentions_are_looked_for_in_the_prompt_alone(tokenizer_gpt2: Path) -> None:
     tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer_gpt2)
     config = CASES["gpt2"].config()

@@ -47,7 +47,8 @@ def continuation_start(prompt: Prompt, continuation: Prompt, whole: Encoded, num
         raise InputError("score of texts needs a fast tokenizer (character offsets)")
     else:
         boundary = len(prompt)
-        found = next((i for i, (a, b) in enumerate(whole.offsets) if b > boundary and b > a), None)
+        # (Also a token without characters of its own: a lone space, whose offsets some tokenizers trim to (end, end).)
+        found = next((i for i, (_, b) in enumerate(whole.offsets) if b > boundary), None)
     if found is None:
         raise InputError(f"score: continuation {number} has no tokens")
     if found == 0:

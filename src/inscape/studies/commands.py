@@ -6,6 +6,8 @@ They are studies in form: a ``Config``, a function that fills a run folder, a pa
 from inscape.studies import (
     corpus_build,
     corpus_build_page,
+    evaluate,
+    evaluate_page,
     finetune,
     finetune_page,
     pretrain,
@@ -68,6 +70,18 @@ COMMANDS: dict[str, Study] = {
             finetune.run,
             finetune_page.figures,
             finetune_page.page,
+        ),
+        Study(
+            "evaluate",
+            "Bits per byte, choices and translation, with intervals, chance and n-gram baselines",
+            _BLOOM,
+            evaluate.Config,
+            evaluate.SMOKE,
+            evaluate.asked_for,
+            evaluate.inputs_of,
+            evaluate.run,
+            evaluate_page.figures,
+            evaluate_page.page,
         ),
     )
 }
