@@ -30,7 +30,9 @@ from inscape.runs.intervals import bootstrap_paired
 LENGTHS = (256, 512, 1024, 2048)
 
 
-def long_windows(documents: Sequence[Sequence[int]], length: int, n: int, *, seed: int = 0) -> list[list[int]]:
+def long_windows(
+    documents: Sequence[Sequence[int] | np.ndarray], length: int, n: int, *, seed: int = 0
+) -> list[list[int]]:
     """At most ``n`` windows of ``length`` token ids, one from each document that is long enough, drawn by seed.
 
     Raises:

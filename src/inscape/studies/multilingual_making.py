@@ -132,6 +132,9 @@ def _pretrained(run: Run, made: Made, name: str, folder: Path, budget: int, posi
         update={
             "position": position,
             "vocabulary": padded_vocabulary(len(AutoTokenizer.from_pretrained(made.tokenizer))),
+            # (Learned positions: rows that training never meets, so that longer text can be put to the twin at all. A model
+            # without positions is written as a GPT-2, which has such a table too.)
+            "context": recipe.length * (1 if position == "alibi" else 8),
         }
     )
     steps = budget // (recipe.rows * recipe.length)
