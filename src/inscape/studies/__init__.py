@@ -23,6 +23,7 @@ from inscape.studies import (
     detokenization,
     detokenization_figures,
     detokenization_page,
+    multilingual_pretraining,
     numeric_comparison,
     numeric_comparison_page,
     numeric_monotonic,
@@ -82,6 +83,18 @@ STUDIES: dict[str, Study] = {
             detokenization.run,
             detokenization_figures.figures,
             detokenization_page.page,
+        ),
+        Study(
+            "multilingual-pretraining",
+            "a BLOOM in miniature: corpus, tokenizer, training, finetuning, and what it learned of which language",
+            "BigScience, 2022 (arXiv 2211.05100)",
+            multilingual_pretraining.Config,
+            multilingual_pretraining.SMOKE,
+            multilingual_pretraining.asked_for,
+            multilingual_pretraining.inputs_of,
+            multilingual_pretraining.run,
+            multilingual_pretraining.figures,
+            multilingual_pretraining.page,
         ),
     )
 }
