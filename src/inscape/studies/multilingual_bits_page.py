@@ -84,8 +84,8 @@ def _series(run: RunFolder) -> alt.TopLevelMixin:
         .mark_line(point=True)
         .encode(
             x=alt.X("read:Q", scale=alt.Scale(type="log", nice=False), title="tokens read"),
-            y=alt.Y("value:Q", scale=alt.Scale(type="log", zero=False), title="bits per byte"),
-            color=alt.Color("language:N", title=None),
+            y=alt.Y("value:Q", scale=alt.Scale(type="log", zero=False, nice=False), title="bits per byte"),
+            color=alt.Color("language:N", title=None, scale=alt.Scale(scheme="tableau10")),
             strokeDash=alt.StrokeDash("seen:N", scale=alt.Scale(domain=[True, False], range=[[1, 0], [4, 3]]), legend=None),
             tooltip=["language", "read", alt.Tooltip("value", format=".3f")],
         )
@@ -107,7 +107,9 @@ def _languages(run: RunFolder) -> alt.TopLevelMixin:
         color=alt.Color("model:N", title=None, scale=alt.Scale(domain=names, range=[PALETTE[0], PALETTE[1], MUTED])),
     )
     return base.mark_point(filled=True, size=55).encode(
-        x=alt.X("bits_per_byte:Q", title="bits per byte (log scale)", scale=alt.Scale(type="log", zero=False)),
+        x=alt.X(
+            "bits_per_byte:Q", title="bits per byte (log scale)", scale=alt.Scale(type="log", zero=False, nice=False)
+        ),
         tooltip=["model", "language", alt.Tooltip("bits_per_byte", format=".3f")],
     ) + base.mark_rule().encode(x="bits_per_byte_lo:Q", x2="bits_per_byte_hi:Q")
 

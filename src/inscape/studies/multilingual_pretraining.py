@@ -103,17 +103,16 @@ def verdict(run: RunFolder) -> str:
         value = summary.get(key)
         return "–" if value is None else format(float(value), form)
 
-    below, lo = summary.get("bits_below_5gram_en"), summary.get("bits_below_5gram_en_lo")
-    if below is None or lo is None:
+    below, lo, hi = (summary.get(f"bits_below_5gram_en{bound}") for bound in ("", "_lo", "_hi"))
+    if below is None or lo is None or hi is None:
         beside = "was not held against n-grams"
-    elif float(lo) > 0:
-        beside = f"needs {float(below):.2f} bits per byte less than a 5-gram model of the same text on English"
+    elif float(lo) > 0 or float(hi) < 0:
+        how = "less" if float(lo) > 0 else "more"
+        beside = f"needs {abs(float(below)):.2f} bits per byte {how} than a 5-gram model of the same text on English"
     else:
-        beside = (
-            f"does not clearly need fewer bits than a 5-gram model of the same text on English ({float(below):+.2f})"
-        )
+        beside = "needs no clearly different number of bits than a 5-gram model of the same text on English"
     return (
-        f"A BLOOM of {cost['parameters'] / 1e6:.1f} million parameters read {cost['tokens'] / 1e6:.1f} million tokens in "
+        f"A BLOOM of {cost['parameters'] / 1e6:.2g} million parameters read {cost['tokens'] / 1e6:.2g} million tokens in "
         f"{summary.get('n_languages')} languages. It {beside}, and {number('bits_seen_mean')} bits per byte on the parallel "
         f"sentences of languages that it read, {number('bits_unseen_mean')} on those held out "
         f"({', '.join(config['held_out'])}). Finetuned on prompted tasks, {number('finetune_valid_after', '.0%')} of its "
