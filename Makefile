@@ -56,7 +56,10 @@ docs: dev
 	$(BIN)/pdoc --docformat google --output-directory site inscape inscape.models inscape.models.families \
 	  inscape.subspaces inscape.runs inscape.data.facts inscape.data.properties inscape.data.numbers inscape.data.pairs \
 	  inscape.data.worlds.numeric inscape.training.facts inscape.training.sizes inscape.studies \
-	  inscape.studies.numeric_monotonic inscape.studies.numeric_comparison inscape.studies.causal_tracing inscape.attention
+	  inscape.studies.numeric_monotonic inscape.studies.numeric_comparison inscape.studies.causal_tracing inscape.attention \
+	  inscape.data.corpus inscape.data.prompted inscape.data.treebanks inscape.evaluation inscape.probing inscape.training.bloom \
+	  inscape.training.architectures inscape.training.bpe inscape.training.pretrain inscape.training.trainer inscape.training.parallel \
+	  inscape.training.checkpoints inscape.training.plan inscape.training.multitask inscape.studies.multilingual_pretraining
 
 clean:
 	rm -rf runs site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
