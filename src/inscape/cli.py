@@ -222,8 +222,10 @@ def _validated(config_type: type[BaseModel], fields: dict[str, Any]) -> BaseMode
 
 
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "config"
+    problems = error.errors()
+    # Where a field takes several types, each of them complains: one that the value was meant for says more than "no text".
+    first = next((one for one in problems if not one["type"].endswith("_type")), problems[0])
+    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "config"
     return f"{where}: {first['msg']} (found {first.get('input')!r})"
 
 

@@ -82,3 +82,34 @@ def test_training_on_a_device_that_is_not_there_is_refused_before_it_begins(tmp_
     said = refused(capsys, "facts", "train", "--data", table, "--out", tmp_path / "m", "--device", "cudaa")
     assert "device 'cudaa' cannot be used" in said
     assert [path.name for path in tmp_path.iterdir()] == ["facts.tsv"]
+
+
+def test_flags_and_file_are_checked_together_and_a_shape_that_can_t_be_is_named(tmp_path, capsys):
+    """A budget in the file, rows as a flag: neither alone is a whole config of `pretrain`."""
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {width: 30, heads: 4}\ncorpus: nowhere\ntokenizer: nowhere\nsteps: 5\n")
+    says = refused(capsys, "pretrain", file, "--rows", "2", "--out", tmp_path / "o")
+    assert says.startswith("inscape: model: Value error, width 30 with 4 heads")
+    file.write_text("corpus: nowhere\ntokenizer: nowhere\nsteps: 5\n")
+    assert "nowhere" in refused(capsys, "pretrain", file, "--rows", "2", "--out", tmp_path / "o")
+    assert "expected one of steps, tokens, minutes" in refused(
+        capsys, "pretrain", file, "--tokens", "9", "--out", tmp_path / "o"
+    )
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("corpus", "build", "--no-such", "1"), "no-such"),
+        (("tokenizer", "train"), "corpus"),
+        (("finetune",), "no model"),
+        (("plan", "nowhere"), "nowhere"),
+        (("run", "multilingual-pretraining", "--corpora", "nowhere"), "nowhere"),
+        (("run", "multilingual-pretraining", "--width", "30", "--heads", "4"), "multiple of the heads"),
+    ],
+)
+def test_commands_that_make_something_refuse_in_one_line(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
