@@ -51,10 +51,10 @@ def stages(run: Run, made: Made) -> None:
 
     def score(step: str) -> pl.DataFrame:
         lm = _lm(checkpoints[step], made)
-        few = made.recipe.sentences * (_LAST if step == last else 1)
         parts = []
         for (source, language), lines in texts.items():
             if source == "PUD" or step == last:
+                few = _few(made, source, step == last)
                 rows = text_bits(lm, list(lines.values())[:few], start=made.tokens.eos_id)
                 parts.append(_of(rows, source, language, made))
         tokens = checkpoints[step].tokens
@@ -104,6 +104,11 @@ def xquad_paragraphs(file: object) -> dict[str, str]:
         ) from error
 
 
+def _few(made: Made, source: str, last: bool) -> int:
+    """Texts of a language that are scored; a paragraph is some ten sentences."""
+    return made.recipe.sentences * (_LAST if last and source == "PUD" else 1)
+
+
 def _lm(checkpoint: Checkpoint, made: Made) -> LM:
     return load(checkpoint.load(), checkpoint.tokenizer(), device=made.config.device)
 
@@ -117,14 +122,13 @@ def _ngrams(run: Run, made: Made, texts: Mapping[tuple[str, str], Mapping[str, s
     """The same sentences as the last checkpoint's, by models of all training tokens."""
     tokenizer = AutoTokenizer.from_pretrained(made.tokenizer)
     parts = [made.tokens.part("train", language) for language in made.tokens.languages]
-
-    few = made.recipe.sentences * _LAST
     found = []
     for order, name in ((1, "unigram"), (5, "5-gram")):
         with run.progress(f"{name}: orders", order) as advance:
             documents = (part.document(i) for part in parts for i in range(part.n_documents))
             model = KneserNey(order).fit(documents, made.tokens.vocabulary, advance)
         for (source, language), lines in texts.items():
+            few = _few(made, source, True)
             rows = ngram_bits(model, tokenizer, list(lines.values())[:few], start=made.tokens.eos_id)
             found.append(_of(rows, source, language, made).with_columns(model=pl.lit(name)))
     return pl.concat(found)
